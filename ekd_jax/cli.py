@@ -1,0 +1,328 @@
+"""The command line: flags to a config, a config to a finished run.
+
+`main` is what every file under experiments/ calls with its own defaults;
+`tools` is `python -m ekd_jax`. Both turn a `UserError` into one line on
+standard error and exit code 2.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+# tyro documents this hook but keeps it in a private module. The tests of bad
+# input would show a change; setup.cfg bounds tyro for it.
+from tyro import _errors as tyro_errors
+
+from ekd_jax import config as configs
+from ekd_jax import data
+from ekd_jax.config import Config
+from ekd_jax.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+# What --quick changes; flags that are given win over it.
+QUICK = {
+  "dataset": "digits",
+  "depth": 8,
+  "ratios": (0.5, 0.75, 0.97),
+  "epochs": 30,
+  "batch_size": 64,
+  "learning_rate": 0.05,
+  "with_solo": True,
+  "run_dir": "runs/quick",
+}
+
+
+def main(
+  defaults: Config,
+  description: str,
+  argv: Sequence[str] | None = None,
+) -> None:
+  """Parses the command line and runs what it asks for; may exit.
+
+  Args:
+    defaults: the config of the experiment without any flag.
+    description: first lines of --help.
+    argv: the arguments, those of the process by default.
+  """
+  argv = list(sys.argv if argv is None else argv)
+  _exit_on_user_error(lambda: _main(defaults, description, argv))
+
+
+def tools(argv: Sequence[str] | None = None) -> None:
+  """`python -m ekd_jax`: works on the run directories of earlier runs."""
+  argv = list(sys.argv if argv is None else argv)
+  commands = {"report": report, "evaluate": evaluate, "compare": compare}
+
+  def run() -> None:
+    if len(argv) > 1 and not argv[1].startswith("-") and (
+      argv[1] not in commands
+    ):
+      near = configs.nearest(argv[1], list(commands))
+      meant = f" (did you mean {near}?)" if near else ""
+      raise UserError(
+        f"{argv[1]} is no command{meant}: use one of {', '.join(commands)}"
+      )
+    with tyro_errors.on_parse_error(_raise_user_error([])):
+      tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="python -m ekd_jax",
+        description="Works on the run directories of earlier runs.",
+        args=argv[1:],
+      )
+
+  _exit_on_user_error(run)
+
+
+def parse(
+  defaults: Config, description: str, arguments: Sequence[str]
+) -> Config:
+  """The config that the arguments ask for, not yet resolved.
+
+  Raises:
+    UserError: an unknown flag, or a value of the wrong type.
+  """
+  if "--quick" in arguments:
+    quick = dict(QUICK)
+    if _given("--widths", arguments):
+      del quick["ratios"]
+    if _given("--method", arguments):
+      # Its run directory would be another method's, and solo is alone already.
+      del quick["with_solo"], quick["run_dir"]
+    defaults = dataclasses.replace(defaults, **quick)
+  elif _given("--widths", arguments):
+    defaults = dataclasses.replace(defaults, ratios=None)
+  flags = [configs.flag(f.name) for f in dataclasses.fields(Config)]
+  with tyro_errors.on_parse_error(_raise_user_error(flags)):
+    return tyro.cli(
+      Config,
+      default=defaults,
+      description=description,
+      args=list(arguments),
+      config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def report(run_dir: Annotated[str, tyro.conf.Positional]) -> None:
+  """Writes RUN_DIR/report.html again and prints the table of members.
+
+  Args:
+    run_dir: a run directory, finished or not.
+  """
+  from ekd_jax import report as reports
+  from ekd_jax import run_directory
+
+  run_directory.read_config(run_dir)
+  console = Console()
+  _print_table(console, reports.members_table(run_directory.summarize(run_dir)))
+  console.print(f"report: {reports.write(run_dir)}", soft_wrap=True)
+
+
+def evaluate(
+  run_dir: Annotated[str, tyro.conf.Positional],
+  data_dir: str | None = None,
+) -> None:
+  """Scores a run's newest checkpoint on the whole test set again.
+
+  Args:
+    run_dir: a run directory with a checkpoint.
+    data_dir: where the data is, if it has moved since.
+  """
+  from ekd_jax import loading
+
+  scores = loading.evaluate(run_dir, data_dir=data_dir)
+  table = Table(title=f"test set, {scores['examples']:.0f} images")
+  table.add_column("member")
+  for heading in ("top-1 %", "top-5 %", "loss", "agreement %"):
+    table.add_column(heading, justify="right")
+  names = [k.removeprefix("top1/") for k in scores if k.startswith("top1/")]
+  for name in sorted(names, key=lambda name: (name == "ensemble", name)):
+    row = [
+      scores.get(f"{what}/{name}")
+      for what in ("top1", "top5", "loss", "agreement")
+    ]
+    table.add_row(name, *("-" if v is None else f"{v:.2f}" for v in row))
+  _print_table(Console(), table)
+
+
+def compare(
+  run_a: Annotated[str, tyro.conf.Positional],
+  run_b: Annotated[str, tyro.conf.Positional],
+) -> None:
+  """Puts two runs side by side, member by member.
+
+  Args:
+    run_a: a run directory.
+    run_b: another one.
+  """
+  from ekd_jax import report as reports
+
+  _print_table(Console(), reports.compare_table([run_a, run_b]))
+
+
+def _main(defaults: Config, description: str, argv: Sequence[str]) -> None:
+  config = configs.resolve(parse(defaults, description, argv[1:]))
+  console = Console()
+  if config.plan:
+    _print_plan(config, console)
+    return
+  _run(config, argv, console)
+
+
+def _run(config: Config, argv: Sequence[str], console: Console) -> None:
+  """Trains everything the config asks for, then reports."""
+  from ekd_jax import build, run_directory
+  from ekd_jax import report as reports
+  from ekd_jax.training import loop
+
+  run_dir = pathlib.Path(config.run_dir)
+  runs = _runs(config)
+  # Everything that can be refused is, before the first file is written.
+  build.members(config)
+  dataset = _load_data(config)
+  loop.check_config(config, dataset)
+  run_directory.check(run_dir, config)
+  for run in runs:
+    run_directory.check(pathlib.Path(run.run_dir), run, inside=run_dir)
+  if config.seeds is not None:
+    run_directory.open_run(run_dir, config, argv)
+  for run in runs:
+    name = pathlib.Path(run.run_dir).relative_to(run_dir).as_posix()
+    title = run.method if name == "." else name
+    loop.train(run, dataset, argv=argv, console=console, title=title)
+  # Innermost first: a summary reads those of the runs inside it.
+  for directory in dict.fromkeys(
+    [pathlib.Path(run.run_dir) for run in reversed(runs)] + [run_dir]
+  ):
+    run_directory.write_summary(directory)
+    reports.write(directory)
+  summary = run_directory.summarize(run_dir)
+  _print_table(console, reports.members_table(summary))
+  console.print(f"report: {run_dir / 'report.html'}", soft_wrap=True)
+
+
+def _runs(config: Config) -> list[Config]:
+  """The single trainings that a config stands for, each with its directory."""
+  run_dir = pathlib.Path(config.run_dir)
+  runs = [config]
+  if config.seeds is not None:
+    from ekd_jax.run_directory import seed_directory
+
+    runs = [
+      dataclasses.replace(
+        config, seed=s, seeds=None, run_dir=str(seed_directory(run_dir, s))
+      )
+      for s in config.seeds
+    ]
+  if not config.with_solo:
+    return runs
+  from ekd_jax.run_directory import SOLO
+
+  return [
+    each
+    for run in runs
+    for each in (
+      run,
+      dataclasses.replace(
+        run,
+        method="solo",
+        with_solo=False,
+        run_dir=str(pathlib.Path(run.run_dir) / SOLO),
+      ),
+    )
+  ]
+
+
+def _load_data(config: Config) -> data.Dataset:
+  return data.restrict(
+    data.load(config.dataset, config.data_dir, download=config.download),
+    train_examples=config.train_examples,
+    validation_examples=config.validation_examples,
+  )
+
+
+def _print_plan(config: Config, console: Console) -> None:
+  from ekd_jax import build, report
+
+  members = build.members(config)
+  info = data.info(config.dataset)
+  examples = info.train_examples - config.validation_examples
+  examples = min(examples, config.train_examples or examples)
+  steps = examples // config.batch_size
+  summary = {
+    "method": config.method,
+    "dataset": config.dataset,
+    "network": build.family(config).name,
+    "epochs": config.epochs,
+    "seed": config.seed,
+    "members": [member._asdict() for member in members],
+    "ensemble": {},
+  }
+  _print_table(console, report.members_table(summary))
+  console.print(
+    f"{config.method} on {config.dataset}: {examples} training images, "
+    f"{config.epochs} epochs of {steps} steps = {config.epochs * steps} steps "
+    f"of {config.batch_size} images"
+    + (f", {len(config.seeds)} seeds" if config.seeds else "")
+    + (", then the same for each student alone" if config.with_solo else ""),
+    highlight=False,
+    soft_wrap=True,
+  )
+
+
+def _print_table(console: Console, table: Table) -> None:
+  # A pipe has no width; cutting columns to 80 would lose numbers.
+  width = None if console.is_terminal else 200
+  console.print(table, width=width)
+
+
+def _raise_user_error(flags: Sequence[str]) -> Callable[[Any], None]:
+  """A hook that makes one line of what tyro would say in a box."""
+
+  def hook(event: tyro_errors.ParseErrorEvent) -> None:
+    if isinstance(event, tyro_errors.UnrecognizedArgs):
+      word = event.tokens[0].partition("=")[0]
+      near = configs.nearest(word.replace("_", "-"), flags)
+      meant = f": did you mean {near}?" if near else "; see --help"
+      raise UserError(f"{event.tokens[0]} is not a known option{meant}")
+    if isinstance(event, tyro_errors.InvalidChoice):
+      raise UserError(
+        f"{_flag_of(event.argument)} {event.value} is not possible: choose "
+        f"one of {', '.join(event.choices)}"
+      )
+    if isinstance(event, tyro_errors.BadValue):
+      raise UserError(
+        f"{_flag_of(event.argument)} needs a value and got none; see --help"
+      )
+    if isinstance(event, tyro_errors.InstantiationFailure):
+      where = _flag_of(event.argument) if event.argument else "the arguments"
+      message = " ".join(event.message.split())
+      raise UserError(f"{where}: {message}; see --help")
+    if isinstance(event, tyro_errors.MissingArgs):
+      names = ", ".join(_flag_of(a.arg) for a in event.missing_arguments)
+      raise UserError(f"{names} is missing; see --help")
+
+  return hook
+
+
+def _flag_of(argument: Any) -> str:
+  names = argument.lowered.name_or_flags
+  return names[-1] if names and names[-1] else str(argument.lowered.metavar)
+
+
+def _given(flag: str, arguments: Sequence[str]) -> bool:
+  return any(a == flag or a.startswith(flag + "=") for a in arguments)
+
+
+def _exit_on_user_error(function: Callable[[], None]) -> None:
+  try:
+    function()
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,116 @@
+"""From "remove 97 % of the parameters" to a width, and what that costs.
+
+A *ratio* is the fraction of the full network's parameters that is removed; a
+*width* multiplies the channels of every stage. Channels are whole numbers, so
+only some ratios can be reached: `solve_widths` picks the nearest one and
+refuses when it is not near enough.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ekd_jax.errors import UserError
+
+# A family whose members miss their ratios by more is not what was asked for.
+RATIO_TOLERANCE = 0.02
+
+
+class Cost(NamedTuple):
+  """What one network costs.
+
+  Attributes:
+    params: trainable parameters, batch norm's scale and bias included,
+      running statistics and adapters not.
+    macs: multiply-accumulates of convolutions and dense layers for one image.
+  """
+
+  params: int
+  macs: int
+
+  def __add__(self, other: "Cost") -> "Cost":
+    return Cost(self.params + other.params, self.macs + other.macs)
+
+
+class Member(NamedTuple):
+  """One member of the family that a run trains.
+
+  Attributes:
+    name: "student_0" is the full network, the pseudo-teacher.
+    ratio_asked: fraction of parameters to remove, None if a width was given.
+    ratio: fraction of the full network's parameters that is removed.
+    width: channel multiplier.
+    params: see `Cost`.
+    macs: see `Cost`.
+  """
+
+  name: str
+  ratio_asked: float | None
+  ratio: float
+  width: float
+  params: int
+  macs: int
+
+
+CostOfWidth = Callable[[float], Cost]
+
+
+def solve_widths(
+  ratios: Sequence[float],
+  cost: CostOfWidth,
+  candidates: Sequence[float],
+  *,
+  tolerance: float = RATIO_TOLERANCE,
+) -> tuple[Member, ...]:
+  """Finds the members whose removed fractions are nearest to those asked.
+
+  Args:
+    ratios: fractions of parameters to remove, each in (0, 1).
+    cost: cost of the network at a width.
+    candidates: the widths to choose from; 1.0 is the full network.
+    tolerance: largest accepted |ratio - ratio asked|.
+
+  Returns:
+    The full network, then one member per ratio in the order given.
+
+  Raises:
+    UserError: a ratio that no candidate reaches within `tolerance`, or two
+      ratios that end in the same network.
+  """
+  full = cost(1.0).params
+  reachable = [(1 - cost(width).params / full, width) for width in candidates]
+  members = [_member(0, 0.0, 1.0, cost)]
+  for index, asked in enumerate(ratios, start=1):
+    ratio, width = min(reachable, key=lambda pair: abs(pair[0] - asked))
+    if abs(ratio - asked) > tolerance:
+      raise UserError(
+        f"ratio {asked:g} cannot be reached: the nearest network removes "
+        f"{ratio:.4f} of the parameters (width {width:g}), further off than "
+        f"{tolerance:g}; ask for a ratio near {ratio:.2f} instead"
+      )
+    twin = next((m for m in members if m.width == width), None)
+    if twin is not None:
+      raise UserError(
+        f"ratio {asked:g} gives the same network as {twin.name} (width "
+        f"{width:g}, removes {ratio:.4f}); leave one of the two out"
+      )
+    members.append(_member(index, asked, width, cost))
+  return tuple(members)
+
+
+def members_of_widths(
+  widths: Sequence[float], cost: CostOfWidth
+) -> tuple[Member, ...]:
+  """The members with the given widths, the full network (1.0) first."""
+  return tuple(
+    _member(index, None, width, cost) for index, width in enumerate(widths)
+  )
+
+
+def _member(
+  index: int, asked: float | None, width: float, cost: CostOfWidth
+) -> Member:
+  own = cost(width)
+  ratio = 1 - own.params / cost(1.0).params
+  return Member(
+    f"student_{index}", asked, ratio, width, own.params, own.macs
+  )

@@ -1,0 +1,15 @@
+"""The one exception that speaks to the user.
+
+Whatever a user can get wrong is raised as `UserError` at the edge of the
+program, before anything is written. The command line turns it into one line
+on standard error and exit code 2; every other exception is a bug and keeps
+its traceback.
+"""
+
+
+class UserError(Exception):
+  """A mistake in what the user asked for or supplied.
+
+  The message is one line that says what was given, what is allowed and what
+  to do about it.
+  """

@@ -1,0 +1,8 @@
+"""Training methods, one file each, behind one interface (`Method`)."""
+
+from ekd_jax.methods.dml import dml as dml
+from ekd_jax.methods.ekd import ekd as ekd
+from ekd_jax.methods.interface import AXIS_NAME as AXIS_NAME
+from ekd_jax.methods.interface import Method as Method
+from ekd_jax.methods.interface import Student as Student
+from ekd_jax.methods.solo import solo as solo

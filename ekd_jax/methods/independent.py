@@ -1,0 +1,101 @@
+"""Whole networks side by side: what `solo` and `dml` have in common.
+
+The members share no parameters, each has a stem of its own, yet all of them
+run in one compiled step, on the same augmented batch. The two methods differ
+only in the loss they make of the members' logits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import optax
+
+from ekd_jax.compression import Member
+from ekd_jax.methods import update
+from ekd_jax.methods.interface import Method, State, Student
+from ekd_jax.models import Network
+from ekd_jax.models.network import Family, apply_network
+
+# ({member: logits [n, K]}, labels [n]) -> (loss, {metric: scalar})
+LogitsLoss = Callable[
+  [Mapping[str, jax.Array], jax.Array],
+  tuple[jax.Array, dict[str, jax.Array]],
+]
+
+
+def independent_networks(
+  family: Family,
+  members: Sequence[Member],
+  optimizer: optax.GradientTransformation,
+  loss_of_logits: LogitsLoss,
+) -> Method:
+  """The method that trains every member as a network of its own.
+
+  Args:
+    family: the network, at any width.
+    members: who is trained.
+    optimizer: for all parameters.
+    loss_of_logits: this device's scalar loss and its terms.
+
+  Returns:
+    The `Method`; its state holds {"params": {member}, "batch_stats":
+    {member}, "opt_state"}.
+  """
+  networks = {
+    m.name: Network(family.stem(), family.branch(m.width)) for m in members
+  }
+
+  def init(rng: jax.Array, batch: Mapping[str, jax.Array]) -> State:
+    image = batch["image"]
+    images = jax.ShapeDtypeStruct(image.shape, image.dtype)
+    variables = {
+      name: network.lazy_init(member_rng, images)
+      for (name, network), member_rng in zip(
+        networks.items(), jax.random.split(rng, len(networks)), strict=True
+      )
+    }
+    return update.init_state(
+      {name: v["params"] for name, v in variables.items()},
+      {name: v["batch_stats"] for name, v in variables.items()},
+      optimizer,
+    )
+
+  def train_step(
+    state: State, batch: Mapping[str, jax.Array], rng: jax.Array
+  ) -> tuple[State, dict[str, jax.Array]]:
+    del rng  # Nothing in the step is random once the batch is augmented.
+
+    def loss_function(params, batch_stats):  # noqa: ANN001, ANN202
+      logits, new_stats = {}, {}
+      for name, network in networks.items():
+        outputs, new_stats[name] = apply_network(
+          network, params[name], batch_stats[name], batch["image"], train=True
+        )
+        logits[name] = outputs.logits
+      loss, terms = loss_of_logits(logits, batch["label"])
+      metrics = update.classification_metrics(logits, batch["label"])
+      return loss, (new_stats, {"loss": loss, **terms, **metrics})
+
+    return update.gradient_step(state, loss_function, optimizer)
+
+  def predict(state: State, images: jax.Array) -> dict[str, jax.Array]:
+    return update.with_ensemble(
+      {
+        name: student.module.apply(student.variables, images).logits
+        for name, student in students(state).items()
+      }
+    )
+
+  def students(state: State) -> dict[str, Student]:
+    return {
+      name: Student(
+        network,
+        {
+          "params": state["params"][name],
+          "batch_stats": state["batch_stats"][name],
+        },
+      )
+      for name, network in networks.items()
+    }
+
+  return Method(init, train_step, predict, students)

@@ -1,0 +1,108 @@
+"""What the methods with one optimizer and one backward pass share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from ekd_jax import losses
+from ekd_jax.methods.interface import AXIS_NAME, State
+
+# params, batch_stats -> loss, (new batch_stats, metrics)
+LossFunction = Callable[[Any, Any], tuple[jax.Array, tuple[Any, dict]]]
+
+
+def init_state(
+  params: Any, batch_stats: Any, optimizer: optax.GradientTransformation
+) -> State:
+  """The state of such a method."""
+  return {
+    "params": params,
+    "batch_stats": batch_stats,
+    "opt_state": optimizer.init(params),
+  }
+
+
+def gradient_step(
+  state: State, loss_function: LossFunction, optimizer: Any
+) -> tuple[State, dict[str, jax.Array]]:
+  """One step of one optimizer on the gradients of one loss.
+
+  Args:
+    state: as made by `init_state`.
+    loss_function: this device's loss, new statistics and metrics.
+    optimizer: an optax.GradientTransformation.
+
+  Returns:
+    The next state and the metrics, both averaged over the devices.
+  """
+  gradients, (batch_stats, metrics) = jax.grad(loss_function, has_aux=True)(
+    state["params"], state["batch_stats"]
+  )
+  gradients, batch_stats, metrics = average_over_devices(
+    (gradients, batch_stats, metrics)
+  )
+  updates, opt_state = optimizer.update(
+    gradients, state["opt_state"], state["params"]
+  )
+  params = optax.apply_updates(state["params"], updates)
+  next_state = {
+    "params": params,
+    "batch_stats": batch_stats,
+    "opt_state": opt_state,
+  }
+  return next_state, metrics
+
+
+def average_over_devices(tree: Any) -> Any:
+  """The mean of a float32 pytree over `AXIS_NAME`, in one all-reduce."""
+  if jax.lax.axis_size(AXIS_NAME) == 1:
+    return tree
+  flat, unravel = ravel_pytree(tree)
+  return unravel(jax.lax.pmean(flat, AXIS_NAME))
+
+
+def classification_metrics(
+  logits: Mapping[str, jax.Array], labels: jax.Array
+) -> dict[str, jax.Array]:
+  """What every method reports of a training batch.
+
+  Args:
+    logits: {member: [n, K]} of every member.
+    labels: [n] integers.
+
+  Returns:
+    "top1/MEMBER" of every member and "top1/ensemble", in percent, and
+    "label/ensemble", the ensemble's cross entropy, which is never optimised.
+  """
+  ensemble = losses.ensemble_logits(list(logits.values()))
+  metrics = {
+    f"top1/{name}": _top1(values, labels) for name, values in logits.items()
+  }
+  metrics["top1/ensemble"] = _top1(ensemble, labels)
+  metrics["label/ensemble"] = (
+    optax.losses.softmax_cross_entropy_with_integer_labels(
+      ensemble, labels
+    ).mean()
+  )
+  return metrics
+
+
+def with_ensemble(logits: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """The logits of all members, and of their ensemble under its own name."""
+  ensemble = losses.ensemble_logits(list(logits.values()))
+  return {"ensemble": ensemble, **logits}
+
+
+def named(
+  prefix: str, names: Sequence[str], values: jax.Array
+) -> dict[str, jax.Array]:
+  """Metrics "prefix/name" of an array with one value per name."""
+  return {f"{prefix}/{name}": values[i] for i, name in enumerate(names)}
+
+
+def _top1(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  return 100.0 * jnp.mean(jnp.argmax(logits, -1) == labels)

@@ -1,0 +1,333 @@
+"""A run directory: the plain files that say what a run was and gave.
+
+    config.json        every option, resolved
+    command.txt        the command line, one line per start
+    environment.json   versions, devices, one entry per start
+    metrics.jsonl      one flat JSON object per line; see below
+    tensorboard/       the same numbers as event files
+    checkpoints/       see training/checkpoint.py
+    summary.json       the result; its shape is read by other programs
+    report.html        see report
+    solo/              with --with-solo: the run of the members alone
+
+A line of metrics.jsonl has "kind", "epoch" (from 1) and "step" (optimizer
+steps done), and metrics named "what/which": "step" lines hold that step's
+values on its training batch, "epoch" lines the means over the epoch's steps,
+"test" and "validation" lines the scores of `evaluation`. Nothing in it depends
+on the clock, so a resumed run writes the lines that an unbroken one does.
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import statistics
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ekd_jax import build
+from ekd_jax.config import Config, flag, from_json, to_json, training_fields
+from ekd_jax.errors import UserError
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+SOLO = "solo"
+
+_PACKAGES = (
+  "ekd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex",
+  "numpy",
+)
+
+
+def check(
+  run_dir: pathlib.Path,
+  config: Config,
+  *,
+  inside: pathlib.Path | None = None,
+) -> None:
+  """Refuses a directory that this config cannot use; writes nothing.
+
+  Args:
+    run_dir: the directory, which need not exist.
+    config: what is to be trained into it.
+    inside: the run directory that this one is a part of, if any.
+
+  Raises:
+    UserError: the path is a file, holds other files, or holds a run with a
+      different config (the differing flags are named).
+  """
+  if run_dir.is_file():
+    raise UserError(
+      f"--run-dir {run_dir} is a file: name a directory, new or of an "
+      "earlier run"
+    )
+  if (run_dir / CONFIG).is_file():
+    _check_same_config(run_dir, config)
+  elif run_dir.is_dir() and any(run_dir.iterdir()) and run_dir != inside:
+    raise UserError(
+      f"--run-dir {run_dir} holds files but no run ({CONFIG} is missing): "
+      "name a new or empty directory"
+    )
+  existing = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+  if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+    raise UserError(
+      f"--run-dir {run_dir} cannot be written: {existing} is not a directory "
+      "that you may write to; name another with --run-dir"
+    )
+
+
+def open_run(run_dir: pathlib.Path, config: Config, argv: Sequence[str]) -> None:
+  """Creates the directory, or adds this start to an existing run's files."""
+  run_dir.mkdir(parents=True, exist_ok=True)
+  if not (run_dir / CONFIG).exists():
+    write_json(run_dir / CONFIG, to_json(config))
+  with open(run_dir / "command.txt", "a", encoding="utf-8") as file:
+    file.write(shlex.join(argv) + "\n")
+  path = run_dir / "environment.json"
+  starts = read_json(path)["starts"] if path.exists() else []
+  write_json(path, {"starts": [*starts, _environment()]})
+
+
+def read_config(run_dir: pathlib.Path | str) -> dict[str, Any]:
+  """The options of a run, as JSON values.
+
+  Raises:
+    UserError: the directory holds no run.
+  """
+  path = pathlib.Path(run_dir) / CONFIG
+  if not path.is_file():
+    raise UserError(
+      f"{run_dir} is no run directory ({CONFIG} is missing): name one that "
+      "a training command made"
+    )
+  return read_json(path)
+
+
+def load_config(run_dir: pathlib.Path | str) -> Config:
+  """The options of a run; see `read_config`."""
+  return from_json(read_config(run_dir))
+
+
+def read_metrics(run_dir: pathlib.Path | str) -> list[dict[str, Any]]:
+  """The lines of metrics.jsonl, oldest first; [] before the first one.
+
+  A last line without its end was cut off by a kill and is left out.
+  """
+  path = pathlib.Path(run_dir) / METRICS
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+  return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def truncate_metrics(run_dir: pathlib.Path, step: int) -> None:
+  """Drops the lines after `step`: the resumed run writes them again."""
+  kept = [m for m in read_metrics(run_dir) if m["step"] <= step]
+  _write_atomically(
+    run_dir / METRICS, "".join(json.dumps(m) + "\n" for m in kept)
+  )
+
+
+def summarize(run_dir: pathlib.Path | str) -> dict[str, Any]:
+  """The result of a run so far, in the shape of summary.json.
+
+  {"method", "dataset", "network", "epochs", "seed", "members": [{"name",
+  "ratio_asked", "ratio", "width", "params", "macs", "top1", "top5",
+  "best_top1", "best_epoch", "solo_top1", "relative_gain", "agreement"}],
+  "ensemble": {"top1", "top5", "best_top1"}}. Accuracies are those on the test
+  set at the last evaluation, in percent; "best_*" belong to the epoch that
+  was best on the validation examples; what was not measured is None. The
+  directory of several seeds gives means, and their "std" in the same shape.
+  """
+  run_dir = pathlib.Path(run_dir)
+  config = load_config(run_dir)
+  if config.seeds is not None:
+    return _summarize_seeds(run_dir, config)
+  metrics = read_metrics(run_dir)
+  tests = [m for m in metrics if m["kind"] == "test"]
+  last = tests[-1] if tests else {}
+  best_epochs = _best_epochs(metrics)
+  test_of_epoch = {m["epoch"]: m for m in tests}
+  solo = {}
+  if (run_dir / SOLO / CONFIG).is_file():
+    alone = summarize(run_dir / SOLO)["members"]
+    solo = {member["name"]: member["top1"] for member in alone}
+
+  def best_top1(name: str) -> float | None:
+    epoch = best_epochs.get(name)
+    return test_of_epoch.get(epoch, {}).get(f"top1/{name}")
+
+  rows = []
+  for member in build.members(config):
+    name = member.name
+    top1, solo_top1 = last.get(f"top1/{name}"), solo.get(name)
+    gain = None
+    if top1 is not None and solo_top1:
+      gain = (top1 - solo_top1) / solo_top1 * 100
+    rows.append(
+      {
+        **member._asdict(),
+        "top1": top1,
+        "top5": last.get(f"top5/{name}"),
+        "best_top1": best_top1(name),
+        "best_epoch": best_epochs.get(name),
+        "solo_top1": solo_top1,
+        "relative_gain": gain,
+        "agreement": last.get(f"agreement/{name}"),
+      }
+    )
+  return {
+    "method": config.method,
+    "dataset": config.dataset,
+    "network": build.family(config).name,
+    "epochs": config.epochs,
+    "seed": config.seed,
+    "members": rows,
+    "ensemble": {
+      "top1": last.get("top1/ensemble"),
+      "top5": last.get("top5/ensemble"),
+      "best_top1": best_top1("ensemble"),
+    },
+  }
+
+
+def write_summary(run_dir: pathlib.Path) -> None:
+  """Writes summary.json."""
+  write_json(run_dir / SUMMARY, summarize(run_dir))
+
+
+def seed_directory(run_dir: pathlib.Path, seed: int) -> pathlib.Path:
+  """Where one of several seeds is kept."""
+  return run_dir / f"seed_{seed}"
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file so that a reader sees the old one or the new one."""
+  _write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Reads a JSON file."""
+  return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_atomically(path: pathlib.Path, text: str) -> None:
+  temporary = path.with_name(path.name + ".tmp")
+  with open(temporary, "w", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def _check_same_config(run_dir: pathlib.Path, config: Config) -> None:
+  before = training_fields(load_config(run_dir))
+  now = training_fields(config)
+  different = [
+    f"{flag(name)} (there {before[name]}, now {now[name]})"
+    for name in now
+    if before[name] != now[name]
+  ]
+  if different:
+    raise UserError(
+      f"--run-dir {run_dir} holds a run with other options: "
+      f"{', '.join(different)}; use the same ones to resume it, or another "
+      "--run-dir"
+    )
+
+
+def _best_epochs(metrics: Sequence[dict[str, Any]]) -> dict[str, int]:
+  """{member or "ensemble": epoch of its best validation top-1}."""
+  best: dict[str, tuple[float, int]] = {}
+  for line in metrics:
+    if line["kind"] != "validation":
+      continue
+    for key, value in line.items():
+      what, _, name = key.partition("/")
+      # The first of equal epochs stays the best one.
+      if what == "top1" and (name not in best or value > best[name][0]):
+        best[name] = (value, line["epoch"])
+  return {name: epoch for name, (_, epoch) in best.items()}
+
+
+def _summarize_seeds(run_dir: pathlib.Path, config: Config) -> dict[str, Any]:
+  runs = [
+    summarize(seed_directory(run_dir, seed))
+    for seed in config.seeds
+    if (seed_directory(run_dir, seed) / CONFIG).is_file()
+  ]
+  if not runs:
+    raise UserError(f"{run_dir} has no finished seed yet: run it again")
+  measured = (
+    "top1", "top5", "best_top1", "solo_top1", "relative_gain", "agreement"
+  )
+
+  def over_seeds(function: Any, rows: Sequence[dict[str, Any]]) -> dict:
+    result = {}
+    for name in measured:
+      if name in rows[0]:
+        values = [row[name] for row in rows]
+        result[name] = None if None in values else function(values)
+    return result
+
+  def spread(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+  by_member = list(
+    zip(*(run["members"] for run in runs), strict=True)
+  )
+  ensembles = [run["ensemble"] for run in runs]
+  return {
+    **runs[0],
+    "seed": list(config.seeds),
+    "members": [
+      {**rows[0], "best_epoch": None, **over_seeds(statistics.fmean, rows)}
+      for rows in by_member
+    ],
+    "ensemble": over_seeds(statistics.fmean, ensembles),
+    "std": {
+      "members": [
+        {"name": rows[0]["name"], **over_seeds(spread, rows)}
+        for rows in by_member
+      ],
+      "ensemble": over_seeds(spread, ensembles),
+    },
+  }
+
+
+def _environment() -> dict[str, Any]:
+  import jax
+
+  devices = jax.devices()
+  return {
+    "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    "versions": {
+      "python": platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    },
+    "system": platform.platform(),
+    "platform": devices[0].platform,
+    "devices": [str(device) for device in devices],
+    "processes": jax.process_count(),
+    "git_commit": _git_commit(),
+  }
+
+
+def _git_commit() -> str | None:
+  """The commit of this source tree, None outside a checkout."""
+  root = pathlib.Path(__file__).parents[1]
+  if not (root / ".git").exists():
+    return None
+  try:
+    found = subprocess.run(
+      ["git", "-C", str(root), "rev-parse", "HEAD"],
+      capture_output=True, text=True, check=False,
+    )
+  except FileNotFoundError:  # A checkout on a machine without git.
+    return None
+  return found.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""Runs a `Method`: devices, steps, optimizers, checkpoints and the loop."""

@@ -1,0 +1,88 @@
+"""The one place that knows about devices.
+
+A step is written for one device under the named axis `AXIS_NAME`; this file
+maps it over all of them with pmap. Arrays that cross the seam have a leading
+device axis, which exists nowhere else: `replicate` and `shard` put it on,
+`unreplicate` takes it off. Moving to another mapping changes this file only.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ekd_jax.methods.interface import AXIS_NAME
+
+Devices = Sequence[jax.Device]
+
+
+def per_device(
+  function: Callable[..., Any],
+  devices: Devices,
+  *,
+  donate_argnums: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+  """Compiles `function` into one program per device, run at the same time.
+
+  Args:
+    function: takes and returns what one device sees.
+    devices: the devices; as many as the leading axis of every argument.
+    donate_argnums: arguments whose memory the results may take over.
+
+  Returns:
+    The mapped function: every argument and result has a leading device axis.
+  """
+  return jax.pmap(
+    function,
+    axis_name=AXIS_NAME,
+    devices=devices,
+    donate_argnums=donate_argnums,
+  )
+
+
+def replicate(tree: Any, devices: Devices) -> Any:
+  """Puts a copy of every array on every device."""
+  sharding = _device_axis(devices)
+
+  def copies(array: Any) -> jax.Array:
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+      (len(devices), *array.shape), sharding, lambda _: array[np.newaxis]
+    )
+
+  return jax.tree.map(copies, tree)
+
+
+def shard(tree: Any, devices: Devices) -> Any:
+  """Cuts every array's first axis into one equal part per device."""
+  sharding = _device_axis(devices)
+
+  def parts(array: Any) -> jax.Array:
+    array = np.asarray(array)
+    count = len(devices)
+    array = array.reshape(count, len(array) // count, *array.shape[1:])
+    return jax.make_array_from_callback(
+      array.shape, sharding, lambda index: array[index]
+    )
+
+  return jax.tree.map(parts, tree)
+
+
+def unreplicate(tree: Any) -> Any:
+  """Copies one device's share of every array to the host, as NumPy arrays.
+
+  The share is taken from an addressable shard: indexing the array would
+  gather it from all devices. It is a copy because the array's own memory is
+  donated to the next step.
+  """
+  jax.tree.map(lambda array: array.copy_to_host_async(), tree)
+  return jax.tree.map(
+    lambda array: np.array(array.addressable_data(0))[0], tree
+  )
+
+
+def _device_axis(devices: Devices) -> NamedSharding:
+  mesh = Mesh(np.asarray(devices), (AXIS_NAME,))
+  return NamedSharding(mesh, PartitionSpec(AXIS_NAME))

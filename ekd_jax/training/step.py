@@ -1,0 +1,106 @@
+"""The compiled step: from examples in device memory to the next state.
+
+The whole data set lives on every device as uint8. A step finds its examples
+by its own number alone, in this epoch's order; it augments them, and hands
+them to the method. Augmentation is drawn for the whole global batch, of which
+each device takes its rows: so neither depends on how many devices there are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ekd_jax.data import DatasetInfo, augment
+from ekd_jax.methods.interface import AXIS_NAME, Method
+
+# What the training draws from one seed; each root is split no further than
+# by epoch or step number.
+KEY_NAMES = ("init", "order", "augment", "method")
+
+
+def root_keys(seed: int) -> dict[str, jax.Array]:
+  """The roots of all random numbers of a run, as key data (uint32 [2])."""
+  keys = jax.random.split(jax.random.key(seed), len(KEY_NAMES))
+  return {
+    name: jax.random.key_data(key)
+    for name, key in zip(KEY_NAMES, keys, strict=True)
+  }
+
+
+def init_state(method: Method, info: DatasetInfo, seed: int) -> Any:
+  """The state of step 0: {"method", "keys", "step"}."""
+  keys = root_keys(seed)
+  batch = {
+    "image": jnp.zeros((1, *info.image_shape), jnp.float32),
+    "label": jnp.zeros((1,), jnp.int32),
+  }
+  rng = jax.random.wrap_key_data(keys["init"])
+  return {
+    "method": method.init(rng, batch),
+    "keys": keys,
+    "step": jnp.zeros((), jnp.int32),
+  }
+
+
+def make_train_step(
+  method: Method,
+  info: DatasetInfo,
+  *,
+  batch_size: int,
+  steps_per_epoch: int,
+) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+  """Builds the step of one device.
+
+  Args:
+    method: what is trained.
+    info: how examples are augmented and normalised.
+    batch_size: of the global batch; a multiple of the number of devices.
+    steps_per_epoch: whole batches in an epoch.
+
+  Returns:
+    (state, examples, order) -> (state, metrics), to be run by
+    `parallel.per_device`. `examples` is {"image": [N, H, W, C] uint8,
+    "label": [N]}; `order` [N] this epoch's order of them.
+  """
+
+  def train_step(
+    state: Any, examples: dict[str, jax.Array], order: jax.Array
+  ) -> tuple[Any, dict[str, jax.Array]]:
+    step = state["step"]
+    keys = jax.tree.map(jax.random.wrap_key_data, state["keys"])
+    local = batch_size // jax.lax.axis_size(AXIS_NAME)
+    first = jax.lax.axis_index(AXIS_NAME) * local
+
+    def own(rows: jax.Array) -> jax.Array:
+      return jax.lax.dynamic_slice_in_dim(rows, first, local)
+
+    position = (step % steps_per_epoch) * batch_size
+    rows = own(jax.lax.dynamic_slice_in_dim(order, position, batch_size))
+    choices = augment.draw(
+      jax.random.fold_in(keys["augment"], step),
+      batch_size,
+      padding=info.crop_padding,
+      flip=info.flip,
+    )
+    images = augment.apply(
+      examples["image"][rows],
+      jax.tree.map(own, choices),
+      padding=info.crop_padding,
+    )
+    batch = {
+      "image": augment.normalize(images, mean=info.mean, std=info.std),
+      "label": examples["label"][rows],
+    }
+    method_state, metrics = method.train_step(
+      state["method"], batch, jax.random.fold_in(keys["method"], step)
+    )
+    next_state = {
+      "method": method_state,
+      "keys": state["keys"],
+      "step": step + 1,
+    }
+    return next_state, metrics
+
+  return train_step
