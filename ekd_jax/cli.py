@@ -185,11 +185,11 @@ def _run(config: Config, argv: Sequence[str], console: Console) -> None:
   runs = _runs(config)
   # Everything that can be refused is, before the first file is written.
   build.members(config)
-  dataset = _load_data(config)
-  loop.check_config(config, dataset)
   run_directory.check(run_dir, config)
   for run in runs:
     run_directory.check(pathlib.Path(run.run_dir), run, inside=run_dir)
+  dataset = _load_data(config)
+  loop.check_config(config, dataset)
   if config.seeds is not None:
     run_directory.open_run(run_dir, config, argv)
   for run in runs:
@@ -312,8 +312,10 @@ def _raise_user_error(flags: Sequence[str]) -> Callable[[Any], None]:
 
 
 def _flag_of(argument: Any) -> str:
-  names = argument.lowered.name_or_flags
-  return names[-1] if names and names[-1] else str(argument.lowered.metavar)
+  name = argument.lowered.name_or_flags[-1]
+  if argument.is_positional():
+    return name.rpartition(".")[-1].replace("-", "_").upper()
+  return name
 
 
 def _given(flag: str, arguments: Sequence[str]) -> bool:

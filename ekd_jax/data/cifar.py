@@ -266,8 +266,8 @@ def _parse(
     if wrong.size:
       raise UserError(
         f"{where}: record {wrong[0]} has {label} {values[wrong[0]]}, allowed "
-        f"are 0 to {limit - 1}; the file is damaged, fetch "
-        f"{layout.archive} again with --download"
+        f"are 0 to {limit - 1}: the file is damaged, delete it and fetch "
+        f"{layout.archive} with --download"
       )
   labels = records[:, len(layout.labels) - 1].astype(np.int32)
   planes = records[:, len(layout.labels) :].reshape(-1, 3, 32, 32)

@@ -1,7 +1,7 @@
 """The embedded data set: 1,797 real handwritten digits of 8 x 8 pixels.
 
 scikit-learn carries them in its package, so a first run needs neither files
-nor a network. A small network reaches about 97 % in a minute on a laptop.
+nor a network.
 
 There is no published split. The last fifth is the test part, and not a random
 fifth, because the images are in the order in which they were collected,

@@ -83,12 +83,14 @@ def read(
   num_classes = layout.labels[-1][1]
   arrays = []
   try:
-    builder = tfds.builder_from_directory(version, file_format=_FORMAT)
+    builder = tfds.builder_from_directory(version)
     for split, count in counts.items():
       # Pillow decodes: TFDS would take OpenCV where that is installed, and
       # log a warning where it is not.
       source = builder.as_data_source(
-        split, decoders={"image": tfds.decode.SkipDecoding()}
+        split,
+        decoders={"image": tfds.decode.SkipDecoding()},
+        file_format=_FORMAT,
       )
       arrays += _in_official_order(source, split, count, num_classes)
   except _DAMAGE as error:

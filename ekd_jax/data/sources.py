@@ -42,21 +42,31 @@ def read(
       f"{layout.archive}; add --download to have it fetched into DIR, or use "
       "--dataset digits (or --quick), which needs no files"
     )
-  root = pathlib.Path(data_dir).expanduser()
-  if root.exists() and not root.is_dir():
+  root = pathlib.Path(os.path.expanduser(data_dir))
+  try:
+    names = os.listdir(root)
+  except FileNotFoundError:
+    names = []
+  except NotADirectoryError:
     raise UserError(
-      f"--data-dir {root} is a file: give the directory that it is in"
-    )
+      f"--data-dir {root} is a file, or inside one: give a directory"
+    ) from None
+  except OSError as error:
+    raise UserError(
+      f"--data-dir {root} cannot be read ({error.strerror or error}): give a "
+      "directory that can"
+    ) from error
 
   version = prepared.find(root / name)
   if version is not None:
     return prepared.read(version, name, layout)
   archive = root / layout.archive
-  if archive.exists():
+  if layout.archive in names:
     return cifar.read_archive(archive, layout)
-  for folder in (root / layout.folder, root):
-    if any((folder / file).exists() for file in layout.file_bytes):
-      return cifar.read_folder(folder, layout)
+  if layout.folder in names:
+    return cifar.read_folder(root / layout.folder, layout)
+  if any(file in names for file in layout.file_bytes):
+    return cifar.read_folder(root, layout)
   if may_download:
     download.fetch(
       _ADDRESS + layout.archive,

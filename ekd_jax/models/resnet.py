@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ekd_jax.compression import Cost
+from ekd_jax.errors import UserError
 from ekd_jax.models import layers
 from ekd_jax.models.network import Outputs
 
@@ -142,15 +143,15 @@ class CifarResNet:
     """Channels of the stages at `width`: truncated, as published.
 
     Raises:
-      ValueError: the width leaves a stage without channels.
+      UserError: the width leaves a stage without channels.
     """
     # The small term undoes decimal fractions that are just below the whole
     # number they stand for: 0.29 * 100 is 28.999999999999996.
     channels = tuple(int(c * width + 1e-9) for c in STAGE_CHANNELS)
     if min(channels) < 1:
-      raise ValueError(
-        f"width {width:g} leaves a stage without channels; the thinnest "
-        f"width is {1 / min(STAGE_CHANNELS):g}"
+      raise UserError(
+        f"width {width:g} leaves a stage without channels: the thinnest "
+        f"possible width is {1 / min(STAGE_CHANNELS):g}"
       )
     return channels
 

@@ -186,6 +186,25 @@ def test_interrupted_download_leaves_nothing(name, tmp_path, monkeypatch):
 
 
 def test_directory_that_cannot_be_made(name, tmp_path, monkeypatch):
+  def mkdir(self, **options):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr("pathlib.Path.mkdir", mkdir)
+  message = _message(name, tmp_path / "data", download=True)
+  assert "could not be fetched" in message
+  assert "Permission denied" in message
+
+
+def test_directory_that_cannot_be_read(name, tmp_path, monkeypatch):
+  def listdir(path):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr("os.listdir", listdir)
+  message = _message(name, tmp_path)
+  assert f"{tmp_path} cannot be read (Permission denied)" in message
+
+
+def test_a_directory_inside_a_file(name, tmp_path):
   (tmp_path / "file").write_text("")
   message = _message(name, tmp_path / "file" / "data", download=True)
-  assert "could not be fetched" in message
+  assert "is a file, or inside one" in message
