@@ -1,8 +1,8 @@
 """ekd_jax: train a whole family of compressed networks at once, in JAX.
 
-    ekd_jax.losses          the losses alone, for any JAX code
-    ekd_jax.load_student    (module, variables) of one student of a run
-    ekd_jax.load_run        a whole run
+ekd_jax.losses          the losses alone, for any JAX code
+ekd_jax.load_student    (module, variables) of one student of a run
+ekd_jax.load_run        a whole run
 """
 
 import importlib

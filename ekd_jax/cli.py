@@ -61,8 +61,10 @@ def tools(argv: Sequence[str] | None = None) -> None:
   commands = {"report": report, "evaluate": evaluate, "compare": compare}
 
   def run() -> None:
-    if len(argv) > 1 and not argv[1].startswith("-") and (
-      argv[1] not in commands
+    if (
+      len(argv) > 1
+      and not argv[1].startswith("-")
+      and (argv[1] not in commands)
     ):
       near = configs.nearest(argv[1], list(commands))
       meant = f" (did you mean {near}?)" if near else ""
@@ -185,9 +187,14 @@ def _run(config: Config, argv: Sequence[str], console: Console) -> None:
   runs = _runs(config)
   # Everything that can be refused is, before the first file is written.
   build.members(config)
-  run_directory.check(run_dir, config)
-  for run in runs:
-    run_directory.check(pathlib.Path(run.run_dir), run, inside=run_dir)
+  for run in (config, *runs):
+    run_directory.check(pathlib.Path(run.run_dir), run)
+  if config.download:
+    console.print(
+      f"reading {config.dataset} from {config.data_dir}; fetched first if it "
+      "is not there (about 170 MB)",
+      soft_wrap=True,
+    )
   dataset = _load_data(config)
   loop.check_config(config, dataset)
   if config.seeds is not None:

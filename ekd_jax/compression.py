@@ -111,6 +111,4 @@ def _member(
 ) -> Member:
   own = cost(width)
   ratio = 1 - own.params / cost(1.0).params
-  return Member(
-    f"student_{index}", asked, ratio, width, own.params, own.macs
-  )
+  return Member(f"student_{index}", asked, ratio, width, own.params, own.macs)

@@ -61,9 +61,7 @@ Integers = Annotated[
     _list_of(int), "N,N,...", "a comma-separated list of whole numbers"
   ),
 ]
-OptionalInteger = Annotated[
-  int | None, _flag_value(int, "N", "a whole number")
-]
+OptionalInteger = Annotated[int | None, _flag_value(int, "N", "a whole number")]
 Directory = Annotated[str | None, _flag_value(str, "DIR", "a directory")]
 
 DEFAULT_RATIOS = (0.5, 0.75, 0.97)
@@ -192,8 +190,16 @@ class Config:
 
 # Fields that do not change what is trained: they may differ on resume.
 _FREE_ON_RESUME = frozenset(
-  {"data_dir", "download", "run_dir", "with_solo", "checkpoint_minutes",
-   "log_every", "quick", "plan", "seeds"}
+  {
+    "data_dir",
+    "download",
+    "run_dir",
+    "with_solo",
+    "checkpoint_minutes",
+    "log_every",
+    "quick",
+    "plan",
+  }
 )
 
 
@@ -259,18 +265,14 @@ def flag(name: str) -> str:
 
 
 def _run_name(config: Config) -> str:
-  fields = training_fields(config) | {"seeds": config.seeds}
-  digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+  fields = json.dumps(training_fields(config), sort_keys=True)
+  digest = hashlib.sha256(fields.encode())
   network = f"resnet{config.depth}"
-  return (
-    f"{config.dataset}-{network}-{config.method}-{digest.hexdigest()[:6]}"
-  )
+  return f"{config.dataset}-{network}-{config.method}-{digest.hexdigest()[:6]}"
 
 
 def _check_values(config: Config) -> None:
-  def require(
-    name: str, accepted: Callable[[Any], bool], allowed: str
-  ) -> None:
+  def require(name: str, accepted: Callable[[Any], bool], allowed: str) -> None:
     value = getattr(config, name)
     if value is None:
       return
@@ -279,8 +281,14 @@ def _check_values(config: Config) -> None:
       shown = ",".join(f"{n:g}" for n in numbers)
       raise UserError(f"{flag(name)} is {shown}: must be {allowed}")
 
-  for name in ("epochs", "train_examples", "batch_size", "log_every",
-               "evaluation_batch_size", "evaluate_every"):
+  for name in (
+    "epochs",
+    "train_examples",
+    "batch_size",
+    "log_every",
+    "evaluation_batch_size",
+    "evaluate_every",
+  ):
     require(name, lambda n: n >= 1, "a whole number of at least 1")
   for name in ("validation_examples", "seed", "seeds"):
     require(name, lambda n: n >= 0, "a whole number of at least 0")
@@ -288,20 +296,38 @@ def _check_values(config: Config) -> None:
     require(name, lambda n: n < 2**32, "below 2^32")
   for name in ("learning_rate", "temperature", "checkpoint_minutes"):
     require(name, lambda n: n > 0, "a number above 0")
-  for name in ("weight_decay", "label_weight", "feature_weight",
-               "distill_weight", "adapter_learning_rate"):
+  for name in (
+    "weight_decay",
+    "label_weight",
+    "feature_weight",
+    "distill_weight",
+    "adapter_learning_rate",
+  ):
     require(name, lambda n: n >= 0, "a number of at least 0")
   require("momentum", lambda n: 0 <= n < 1, "a number in [0, 1)")
-  require("learning_rate_drop_factor", lambda n: 0 < n <= 1,
-          "a number in (0, 1]")
-  require("learning_rate_drops", lambda n: 0 < n < 1,
-          "fractions of the training, each in (0, 1)")
-  require("depth", lambda n: n >= 8 and (n - 2) % 6 == 0,
-          "6n + 2 with n >= 1: 8, 14, 20, 32, 44, 56, 110, 1202, ...")
-  require("ratios", lambda n: 0 < n < 1,
-          "fractions of parameters to remove, each above 0 and below 1")
-  require("widths", lambda n: 0 < n <= 1,
-          "channel multipliers, each above 0 and at most 1")
+  require(
+    "learning_rate_drop_factor", lambda n: 0 < n <= 1, "a number in (0, 1]"
+  )
+  require(
+    "learning_rate_drops",
+    lambda n: 0 < n < 1,
+    "fractions of the training, each in (0, 1)",
+  )
+  require(
+    "depth",
+    lambda n: n >= 8 and (n - 2) % 6 == 0,
+    "6n + 2 with n >= 1: 8, 14, 20, 32, 44, 56, 110, 1202, ...",
+  )
+  require(
+    "ratios",
+    lambda n: 0 < n < 1,
+    "fractions of parameters to remove, each above 0 and below 1",
+  )
+  require(
+    "widths",
+    lambda n: 0 < n <= 1,
+    "channel multipliers, each above 0 and at most 1",
+  )
   for name in ("ratios", "widths", "seeds", "learning_rate_drops"):
     values = getattr(config, name) or ()
     if len(set(values)) < len(values):

@@ -92,9 +92,7 @@ def make_evaluate(
     return jax.lax.psum(sums, AXIS_NAME)
 
   step = parallel.per_device(sums_of_batch, devices)
-  indices = [
-    parallel.replicate(np.int32(i), devices) for i in range(batches)
-  ]
+  indices = [parallel.replicate(np.int32(i), devices) for i in range(batches)]
 
   def evaluate(state: Any) -> dict[str, float]:
     # Sums of float32 counts are exact within a batch, and float64 after it.

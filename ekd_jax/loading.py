@@ -55,7 +55,7 @@ def load_run(run_dir: str | pathlib.Path) -> Run:
       f"{run_dir} holds one run per seed: name one of them, such as "
       f"{run_directory.seed_directory(pathlib.Path(run_dir), config.seeds[0])}"
     )
-  with Checkpoints(pathlib.Path(run_dir)) as checkpoints:
+  with Checkpoints(pathlib.Path(run_dir), read_only=True) as checkpoints:
     state, _ = checkpoints.restore(build.abstract_state(config))
   # The schedule's length does not matter to a method that only predicts.
   method = build.method(config, total_steps=1)

@@ -37,25 +37,26 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 SOLO = "solo"
+_TEMPORARY = ".tmp"
 
 _PACKAGES = (
-  "ekd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex",
+  "ekd-jax",
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "chex",
   "numpy",
 )
 
 
-def check(
-  run_dir: pathlib.Path,
-  config: Config,
-  *,
-  inside: pathlib.Path | None = None,
-) -> None:
+def check(run_dir: pathlib.Path, config: Config) -> None:
   """Refuses a directory that this config cannot use; writes nothing.
 
   Args:
     run_dir: the directory, which need not exist.
     config: what is to be trained into it.
-    inside: the run directory that this one is a part of, if any.
 
   Raises:
     UserError: the path is a file, holds other files, or holds a run with a
@@ -68,7 +69,11 @@ def check(
     )
   if (run_dir / CONFIG).is_file():
     _check_same_config(run_dir, config)
-  elif run_dir.is_dir() and any(run_dir.iterdir()) and run_dir != inside:
+  elif run_dir.is_dir() and any(
+    # A kill between creating a directory and its first file leaves this one.
+    path.name != CONFIG + _TEMPORARY
+    for path in run_dir.iterdir()
+  ):
     raise UserError(
       f"--run-dir {run_dir} holds files but no run ({CONFIG} is missing): "
       "name a new or empty directory"
@@ -81,11 +86,13 @@ def check(
     )
 
 
-def open_run(run_dir: pathlib.Path, config: Config, argv: Sequence[str]) -> None:
+def open_run(
+  run_dir: pathlib.Path, config: Config, argv: Sequence[str]
+) -> None:
   """Creates the directory, or adds this start to an existing run's files."""
   run_dir.mkdir(parents=True, exist_ok=True)
-  if not (run_dir / CONFIG).exists():
-    write_json(run_dir / CONFIG, to_json(config))
+  # Written at every start: what may differ on resume is then up to date.
+  write_json(run_dir / CONFIG, to_json(config))
   with open(run_dir / "command.txt", "a", encoding="utf-8") as file:
     file.write(shlex.join(argv) + "\n")
   path = run_dir / "environment.json"
@@ -217,7 +224,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def _write_atomically(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
+  temporary = path.with_name(path.name + _TEMPORARY)
   with open(temporary, "w", encoding="utf-8") as file:
     file.write(text)
     file.flush()
@@ -264,7 +271,12 @@ def _summarize_seeds(run_dir: pathlib.Path, config: Config) -> dict[str, Any]:
   if not runs:
     raise UserError(f"{run_dir} has no finished seed yet: run it again")
   measured = (
-    "top1", "top5", "best_top1", "solo_top1", "relative_gain", "agreement"
+    "top1",
+    "top5",
+    "best_top1",
+    "solo_top1",
+    "relative_gain",
+    "agreement",
   )
 
   def over_seeds(function: Any, rows: Sequence[dict[str, Any]]) -> dict:
@@ -278,9 +290,7 @@ def _summarize_seeds(run_dir: pathlib.Path, config: Config) -> dict[str, Any]:
   def spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
-  by_member = list(
-    zip(*(run["members"] for run in runs), strict=True)
-  )
+  by_member = list(zip(*(run["members"] for run in runs), strict=True))
   ensembles = [run["ensemble"] for run in runs]
   return {
     **runs[0],
@@ -326,7 +336,9 @@ def _git_commit() -> str | None:
   try:
     found = subprocess.run(
       ["git", "-C", str(root), "rev-parse", "HEAD"],
-      capture_output=True, text=True, check=False,
+      capture_output=True,
+      text=True,
+      check=False,
     )
   except FileNotFoundError:  # A checkout on a machine without git.
     return None

@@ -45,9 +45,7 @@ def dml(
       list(logits.values()), temperature=temperature
     )
     terms = {}
-    for (name, values), divergence in zip(
-      logits.items(), mutual, strict=True
-    ):
+    for (name, values), divergence in zip(logits.items(), mutual, strict=True):
       cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels(
         values, labels
       )
@@ -55,6 +53,4 @@ def dml(
       terms[f"mutual/{name}"] = divergence.mean()
     return sum(terms.values()), terms
 
-  return independent_networks(
-    family, members, optimizer, label_and_mutual_loss
-  )
+  return independent_networks(family, members, optimizer, label_and_mutual_loss)

@@ -9,7 +9,7 @@ is built by a Python loop over them.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -88,7 +88,9 @@ def ekd(
       }
     return update.init_state(params, batch_stats, optimizer)
 
-  def forward(params, batch_stats, images, *, train):  # noqa: ANN001
+  def forward(
+    params: Any, batch_stats: Any, images: jax.Array, *, train: bool
+  ) -> tuple[dict[str, Outputs], Any]:
     """All members' outputs and the statistics after them."""
     new_stats = {"stem": batch_stats["stem"], "branches": {}}
     hidden, new_stats["stem"] = apply_network(
@@ -106,7 +108,7 @@ def ekd(
       )
     return outputs, new_stats
 
-  def adapt(params, name: str, outputs: Outputs):  # noqa: ANN001, ANN202
+  def adapt(params: Any, name: str, outputs: Outputs) -> list[jax.Array]:
     return [
       adapter.apply({"params": params["adapters"][name][f"block_{b}"]}, feature)
       for b, (adapter, feature) in enumerate(
@@ -119,7 +121,9 @@ def ekd(
   ) -> tuple[State, dict[str, jax.Array]]:
     del rng  # Nothing in the step is random once the batch is augmented.
 
-    def loss_function(params, batch_stats):  # noqa: ANN001, ANN202
+    def loss_function(
+      params: Any, batch_stats: Any
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
       outputs, new_stats = forward(
         params, batch_stats, batch["image"], train=True
       )
@@ -154,7 +158,7 @@ def ekd(
     return update.with_ensemble({n: outputs[n].logits for n in names})
 
   def students(state: State) -> dict[str, Student]:
-    def variables(collection, name: str):  # noqa: ANN001, ANN202
+    def of(name: str, collection: Any) -> dict[str, Any]:
       return {
         "stem": collection["stem"],
         "branch": collection["branches"][name],
@@ -164,8 +168,8 @@ def ekd(
       name: Student(
         Network(stem, branches[name]),
         {
-          "params": variables(state["params"], name),
-          "batch_stats": variables(state["batch_stats"], name),
+          "params": of(name, state["params"]),
+          "batch_stats": of(name, state["batch_stats"]),
         },
       )
       for name in names

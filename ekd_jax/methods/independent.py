@@ -6,6 +6,7 @@ only in the loss they make of the members' logits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -65,7 +66,9 @@ def independent_networks(
   ) -> tuple[State, dict[str, jax.Array]]:
     del rng  # Nothing in the step is random once the batch is augmented.
 
-    def loss_function(params, batch_stats):  # noqa: ANN001, ANN202
+    def loss_function(
+      params: Any, batch_stats: Any
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
       logits, new_stats = {}, {}
       for name, network in networks.items():
         outputs, new_stats[name] = apply_network(

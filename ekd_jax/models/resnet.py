@@ -22,7 +22,6 @@ from ekd_jax.models.network import Outputs
 
 STEM_CHANNELS = 16
 STAGE_CHANNELS = (16, 32, 64)
-DEPTHS = (20, 32, 44, 56, 110, 1202)
 
 
 class _Stem(nn.Module):

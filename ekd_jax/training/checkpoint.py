@@ -31,7 +31,14 @@ class Checkpoints:
   no checkpoint is "best": the test set chooses nothing.
   """
 
-  def __init__(self, run_dir: pathlib.Path):
+  def __init__(self, run_dir: pathlib.Path, *, read_only: bool = False):
+    """Opens the checkpoints of `run_dir`.
+
+    Args:
+      run_dir: the run directory.
+      read_only: changes nothing on disk, so that a run that is training at
+        the same time can be read.
+    """
     policies = [
       checkpoint_managers.LatestN(KEPT_NEWEST),
       checkpoint_managers.BestN(
@@ -44,7 +51,10 @@ class Checkpoints:
       pathlib.Path(run_dir).absolute() / "checkpoints",
       options=ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-        cleanup_tmp_directories=True,
+        # What a killed save left behind.
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
       ),
     )
 

@@ -60,6 +60,7 @@ class ConsoleLog:
     self._live = None
     self._steps_timed = 0
     self._started = None
+    self._paused = 0.0
     self._last_line = time.monotonic()
     self._accuracy = ""
 
@@ -91,9 +92,11 @@ class ConsoleLog:
       self._steps_timed += 1
     rate = left = ""
     if self._steps_timed:
-      seconds = (now - self._started) / self._steps_timed
-      rate = f", {images / seconds:.0f} images/s"
-      left = f", {_duration(seconds * (self._total_steps - step))} left"
+      elapsed = now - self._started
+      rate = (elapsed - self._paused) / self._steps_timed
+      rate = f", {images / rate:.0f} images/s"
+      left = elapsed / self._steps_timed * (self._total_steps - step)
+      left = f", {_duration(left)} left"
     line = (
       f"epoch {epoch}/{epochs}, step {step}/{self._total_steps}, "
       f"loss {loss:.3f}{rate}{left}"
@@ -105,9 +108,8 @@ class ConsoleLog:
       self.say(line)
 
   def pause(self, seconds: float) -> None:
-    """Leaves time that was not training out of the speed."""
-    if self._started is not None:
-      self._started += seconds
+    """Leaves time that was not training out of the images per second."""
+    self._paused += seconds
 
   def epoch(self, *, epoch: int, epochs: int, scores: dict[str, Any]) -> None:
     """Prints the accuracies after an epoch."""

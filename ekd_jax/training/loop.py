@@ -27,8 +27,12 @@ from ekd_jax.training.logs import ConsoleLog, MetricsLog
 from ekd_jax.training.step import init_state, make_train_step
 
 
-class NonFiniteError(RuntimeError):
-  """A loss became NaN or infinite; names the step, the term and the member."""
+class NonFiniteError(UserError):
+  """A loss became NaN or infinite; names the step, the term and the member.
+
+  The recipe is at fault, not the code: like every `UserError` it is told in
+  one line.
+  """
 
 
 def check_config(config: Config, dataset: Dataset) -> None:
@@ -188,9 +192,7 @@ def _run_epochs(
     pending = (done + 1, metrics)
 
     ends_epoch = (done + 1) % epoch_steps == 0
-    save_due = (
-      time.monotonic() - last_save >= 60 * config.checkpoint_minutes
-    )
+    save_due = time.monotonic() - last_save >= 60 * config.checkpoint_minutes
     if not (ends_epoch or save_due):
       continue
     record(*pending)
@@ -202,12 +204,12 @@ def _run_epochs(
       for kind, evaluate in evaluators.items():
         scores[kind] = evaluate(state["method"])
         log.write(kind, epoch=epoch + 1, step=done + 1, values=scores[kind])
-      screen.epoch(
-        epoch=epoch + 1, epochs=config.epochs, scores=scores["test"]
-      )
+      screen.epoch(epoch=epoch + 1, epochs=config.epochs, scores=scores["test"])
+    host_state = parallel.unreplicate(state)
+    _check_finite_state(done + 1, host_state)
     checkpoints.save(
       done + 1,
-      parallel.unreplicate(state),
+      host_state,
       progress,
       validation_top1=scores.get("validation", {}).get("top1/ensemble"),
     )
@@ -253,6 +255,18 @@ def _check_finite(step: int, values: dict[str, float]) -> None:
       f"step {step}: {', '.join(broken)} is not finite; the last checkpoint "
       "before it is kept. A lower --learning-rate usually helps"
     )
+
+
+def _check_finite_state(step: int, state: Any) -> None:
+  # A gradient can overflow under a finite loss: the next loss would show it,
+  # but this checkpoint would already be spoilt.
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      raise NonFiniteError(
+        f"step {step}: {name} is not finite; the last checkpoint before it is "
+        "kept. A lower --learning-rate usually helps"
+      )
 
 
 def _warn_of_weak_ensemble(
