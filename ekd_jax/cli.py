@@ -3,6 +3,9 @@
 `main` is what every file under experiments/ calls with its own defaults;
 `tools` is `python -m ekd_jax`. Both turn a `UserError` into one line on
 standard error and exit code 2.
+
+What loads JAX is imported inside the functions that need it: --help and a
+mistyped flag are answered at once.
 """
 
 import dataclasses
@@ -35,7 +38,6 @@ QUICK = {
   "batch_size": 64,
   "learning_rate": 0.05,
   "with_solo": True,
-  "run_dir": "runs/quick",
 }
 
 
@@ -95,8 +97,7 @@ def parse(
     if _given("--widths", arguments):
       del quick["ratios"]
     if _given("--method", arguments):
-      # Its run directory would be another method's, and solo is alone already.
-      del quick["with_solo"], quick["run_dir"]
+      del quick["with_solo"]
     defaults = dataclasses.replace(defaults, **quick)
   elif _given("--widths", arguments):
     defaults = dataclasses.replace(defaults, ratios=None)
@@ -123,7 +124,9 @@ def report(run_dir: Annotated[str, tyro.conf.Positional]) -> None:
   run_directory.read_config(run_dir)
   console = Console()
   _print_table(console, reports.members_table(run_directory.summarize(run_dir)))
-  console.print(f"report: {reports.write(run_dir)}", soft_wrap=True)
+  console.print(
+    f"report: {reports.write(run_dir)}", highlight=False, soft_wrap=True
+  )
 
 
 def evaluate(
@@ -138,13 +141,13 @@ def evaluate(
   """
   from ekd_jax import loading
 
-  scores = loading.evaluate(run_dir, data_dir=data_dir)
+  run = loading.load_run(run_dir)
+  scores = loading.evaluate(run, data_dir=data_dir)
   table = Table(title=f"test set, {scores['examples']:.0f} images")
   table.add_column("member")
   for heading in ("top-1 %", "top-5 %", "loss", "agreement %"):
     table.add_column(heading, justify="right")
-  names = [k.removeprefix("top1/") for k in scores if k.startswith("top1/")]
-  for name in sorted(names, key=lambda name: (name == "ensemble", name)):
+  for name in [*run.students, "ensemble"]:
     row = [
       scores.get(f"{what}/{name}")
       for what in ("top1", "top5", "loss", "agreement")
@@ -211,7 +214,9 @@ def _run(config: Config, argv: Sequence[str], console: Console) -> None:
     reports.write(directory)
   summary = run_directory.summarize(run_dir)
   _print_table(console, reports.members_table(summary))
-  console.print(f"report: {run_dir / 'report.html'}", soft_wrap=True)
+  console.print(
+    f"report: {run_dir / 'report.html'}", highlight=False, soft_wrap=True
+  )
 
 
 def _runs(config: Config) -> list[Config]:

@@ -97,22 +97,19 @@ def load_student(
   return students[name]
 
 
-def evaluate(
-  run_dir: str | pathlib.Path, *, data_dir: str | None = None
-) -> dict[str, float]:
+def evaluate(run: Run, *, data_dir: str | None = None) -> dict[str, float]:
   """Scores a run's newest checkpoint on the whole test set.
 
   Args:
-    run_dir: see `load_run`.
+    run: see `load_run`.
     data_dir: where the data is, if it has moved since the training.
 
   Returns:
     What `evaluation.make_evaluate` returns.
 
   Raises:
-    UserError: there is no run, no checkpoint or no data.
+    UserError: the data is not there any more.
   """
-  run = load_run(run_dir)
   config = run.config
   if data_dir is not None:
     config = dataclasses.replace(config, data_dir=data_dir)

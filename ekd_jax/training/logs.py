@@ -66,7 +66,9 @@ class ConsoleLog:
 
   def __enter__(self) -> "ConsoleLog":
     if self._console.is_terminal:
-      self._live = Live(console=self._console, refresh_per_second=4)
+      self._live = Live(
+        console=self._console, refresh_per_second=4, transient=True
+      )
       self._live.start()
     return self
 
@@ -102,7 +104,13 @@ class ConsoleLog:
       f"loss {loss:.3f}{rate}{left}"
     )
     if self._live is not None:
-      self._live.update(Text(f"{self._title}: {line}{self._accuracy}"))
+      self._live.update(
+        Text(
+          f"{self._title}: {line}{self._accuracy}",
+          no_wrap=True,
+          overflow="ellipsis",
+        )
+      )
     elif now - self._last_line >= _SECONDS_BETWEEN_PLAIN_LINES:
       self._last_line = now
       self.say(line)
@@ -113,14 +121,25 @@ class ConsoleLog:
 
   def epoch(self, *, epoch: int, epochs: int, scores: dict[str, Any]) -> None:
     """Prints the accuracies after an epoch."""
-    shown = " ".join(
-      f"{name.removeprefix('top1/')} {value:.2f}"
+    top1 = {
+      name.removeprefix("top1/"): value
       for name, value in scores.items()
       if name.startswith("top1/")
+    }
+    ensemble = top1.pop("ensemble")
+    students = " ".join(
+      f"{top1[name]:.2f}" for name in sorted(top1, key=_member_order)
     )
-    self._accuracy = f"; test top-1 %: {shown}"
+    self._accuracy = (
+      f"; test top-1 %: students {students}, ensemble {ensemble:.2f}"
+    )
     self._last_line = time.monotonic()
     self.say(f"epoch {epoch}/{epochs}{self._accuracy}")
+
+
+def _member_order(name: str) -> tuple[int, str]:
+  # student_2 before student_10; JAX returns dicts in alphabetical order.
+  return len(name), name
 
 
 def _duration(seconds: float) -> str:
