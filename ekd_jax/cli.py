@@ -9,6 +9,7 @@ mistyped flag are answered at once.
 """
 
 import dataclasses
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -335,6 +336,9 @@ def _given(flag: str, arguments: Sequence[str]) -> bool:
 
 
 def _exit_on_user_error(function: Callable[[], None]) -> None:
+  # Orbax warns through absl of what it was asked to do (reading only, for
+  # one); its failures are exceptions.
+  logging.getLogger("absl").setLevel(logging.ERROR)
   try:
     function()
   except UserError as error:

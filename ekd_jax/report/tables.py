@@ -300,6 +300,7 @@ def _table(title: str, headings: list[str]) -> Table:
     pad_edge=False,
     padding=0,  # the box puts one space between columns
     title_justify="left",
+    min_width=len(title),  # or a narrow table would fold its title
   )
   for index, heading in enumerate(headings):
     table.add_column(
