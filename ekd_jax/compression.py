@@ -87,6 +87,12 @@ def solve_widths(
         f"{ratio:.4f} of the parameters (width {width:g}), further off than "
         f"{tolerance:g}; ask for a ratio near {ratio:.2f} instead"
       )
+    if width == members[0].width:
+      smallest = min(r for r, candidate in reachable if candidate != width)
+      raise UserError(
+        f"ratio {asked:g} cannot be reached: the nearest network is the full "
+        f"one; the smallest ratio that removes anything is {smallest:.4f}"
+      )
     twin = next((m for m in members if m.width == width), None)
     if twin is not None:
       raise UserError(

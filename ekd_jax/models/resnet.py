@@ -144,9 +144,7 @@ class CifarResNet:
     Raises:
       UserError: the width leaves a stage without channels.
     """
-    # The small term undoes decimal fractions that are just below the whole
-    # number they stand for: 0.29 * 100 is 28.999999999999996.
-    channels = tuple(int(c * width + 1e-9) for c in STAGE_CHANNELS)
+    channels = tuple(int(c * width) for c in STAGE_CHANNELS)
     if min(channels) < 1:
       raise UserError(
         f"width {width:g} leaves a stage without channels: the thinnest "

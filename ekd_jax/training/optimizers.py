@@ -34,9 +34,12 @@ def step_schedule(
   Returns:
     step -> learning rate.
   """
-  return optax.piecewise_constant_schedule(
-    learning_rate, {round(d * total_steps): drop_factor for d in drops}
-  )
+  factors: dict[int, float] = {}
+  for drop in drops:
+    # In a very short training drops can meet on one step, or on the first.
+    step = max(1, round(drop * total_steps))
+    factors[step] = factors.get(step, 1.0) * drop_factor
+  return optax.piecewise_constant_schedule(learning_rate, factors)
 
 
 def nesterov_sgd(

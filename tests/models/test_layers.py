@@ -1,0 +1,406 @@
+"""The layers against NumPy: values, statistics, gradients, devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ekd_jax.models import layers
+from ekd_jax.training import parallel
+from tests.reference import layers as reference
+
+CHANNELS = 3
+
+
+def normal(seed, *shape, mean=0.0, std=1.0):
+  """Random float32 numbers."""
+  values = np.random.default_rng(seed).normal(mean, std, shape)
+  return values.astype(np.float32)
+
+
+def norm_variables(seed=7):
+  """Random parameters and running statistics of a batch norm."""
+  rng = np.random.default_rng(seed)
+
+  def uniform(low, high):
+    return rng.uniform(low, high, CHANNELS).astype(np.float32)
+
+  return {
+    "params": {"scale": uniform(0.5, 2), "bias": uniform(-1, 1)},
+    "batch_stats": {"mean": uniform(-1, 1), "var": uniform(0.5, 2)},
+  }
+
+
+def train_norm(layer, variables, x, residual=None):
+  """Returns the output in training and the running statistics after it."""
+  y, changed = layer.apply(
+    variables, x, residual, train=True, mutable=["batch_stats"]
+  )
+  return y, changed["batch_stats"]
+
+
+def reference_norm(variables, x, mean, var, **kwargs):
+  """What NumPy makes of it."""
+  params = variables["params"]
+  return reference.batch_norm_relu(
+    x, params["scale"], params["bias"], mean, var, **kwargs
+  )
+
+
+# --- convolution ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  "shape",
+  [(2, 6, 6, 3), (2, 7, 7, 3), (3, 5, 8, 2), (1, 4, 3, 5), (2, 1, 1, 4)],
+  ids=str,
+)
+@pytest.mark.parametrize(
+  ("size", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2), (5, 2)]
+)
+def test_convolution_pads_symmetrically_as_torch_does(shape, size, stride):
+  x = normal(0, *shape)
+  kernel = normal(1, size, size, shape[-1], 4)
+  layer = layers.Convolution(4, size, stride)
+  y = layer.apply({"params": {"kernel": kernel}}, x)
+  expected = reference.convolution(x, kernel, stride)
+  assert y.shape == expected.shape
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_convolution_has_a_kernel_and_no_bias():
+  shapes = jax.eval_shape(
+    layers.Convolution(6).init, jax.random.key(0), jnp.zeros((1, 4, 4, 5))
+  )
+  assert list(shapes) == ["params"]
+  assert list(shapes["params"]) == ["kernel"]
+  assert shapes["params"]["kernel"].shape == (3, 3, 5, 6)
+
+
+# --- batch norm on one device -----------------------------------------------
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_training_normalises_with_the_batch(relu, with_residual, batch):
+  variables = norm_variables()
+  x = normal(0, batch, 3, 5, CHANNELS, mean=1, std=3)
+  residual = normal(1, *x.shape) if with_residual else None
+  layer = layers.BatchNormReLU(relu=relu)
+  y, _ = train_norm(layer, variables, x, residual)
+  expected = reference_norm(
+    variables, x, *reference.moments(x), residual=residual, relu=relu
+  )
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+  # Both sides of the ReLU were seen.
+  assert (y.min() == 0) if relu else (y.min() < 0 < y.max())
+
+
+def test_running_statistics_take_a_tenth_of_the_biased_batch_statistics():
+  variables = norm_variables()
+  mean = variables["batch_stats"]["mean"].astype(np.float64)
+  var = variables["batch_stats"]["var"].astype(np.float64)
+  unbiased_var = var
+  layer = layers.BatchNormReLU()
+  for step in range(4):
+    x = normal(step, 2, 3, 3, CHANNELS, mean=step, std=1 + step)
+    _, stats = train_norm(layer, variables, x)
+    variables = {**variables, "batch_stats": stats}
+    batch_mean, batch_var = reference.moments(x)
+    mean = reference.running(mean, batch_mean)
+    var = reference.running(var, batch_var)
+    unbiased_var = reference.running(unbiased_var, batch_var * 18 / 17)
+  np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+  # torch's formula would be far outside of this tolerance.
+  assert (np.abs(unbiased_var / var - 1) > 0.02).all()
+
+
+def test_evaluation_normalises_with_the_running_statistics():
+  variables = norm_variables()
+  x = normal(0, 2, 3, 3, CHANNELS, mean=5)
+  residual = normal(1, *x.shape)
+  layer = layers.BatchNormReLU()
+  # Nothing is mutable here, so writing a statistic would be an error.
+  y = layer.apply(variables, x, residual, train=False)
+  stats = variables["batch_stats"]
+  expected = reference_norm(
+    variables, x, stats["mean"], stats["var"], residual=residual
+  )
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_batch_norm_gradients_equal_the_closed_form(relu):
+  variables = norm_variables()
+  x = normal(0, 3, 4, 2, CHANNELS, mean=1, std=2)
+  residual, cotangent = normal(1, *x.shape), normal(2, *x.shape)
+  layer = layers.BatchNormReLU(relu=relu)
+
+  def loss(params, x, residual):
+    y, _ = train_norm(layer, {**variables, "params": params}, x, residual)
+    return jnp.sum(cotangent * y)
+
+  params, from_x, from_residual = jax.grad(loss, (0, 1, 2))(
+    variables["params"], x, residual
+  )
+  expected = reference.batch_norm_relu_gradients(
+    x,
+    variables["params"]["scale"],
+    variables["params"]["bias"],
+    cotangent,
+    residual,
+    relu,
+  )
+  actual = {**params, "x": from_x, "residual": from_residual}
+  for name, value in expected.items():
+    np.testing.assert_allclose(
+      actual[name], value, rtol=1e-4, atol=1e-5, err_msg=name
+    )
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 7.3, 1000.1, -333.3])
+def test_a_constant_channel_stays_finite(constant):
+  """E[x^2] - E[x]^2 of a constant may round to less than 0."""
+  variables = norm_variables()
+  x = normal(0, 3, 5, 5, CHANNELS)
+  x[..., 1] = constant
+  layer = layers.BatchNormReLU()
+
+  def loss(x):
+    y, stats = train_norm(layer, variables, x)
+    return jnp.sum(y), (y, stats)
+
+  gradient, (y, stats) = jax.grad(loss, has_aux=True)(x)
+  assert np.isfinite(y).all()
+  assert np.isfinite(gradient).all()
+  assert np.isfinite(stats["var"]).all()
+  assert stats["var"][1] >= 0.9 * variables["batch_stats"]["var"][1]
+  # Its neighbours do not notice.
+  expected = reference_norm(variables, x, *reference.moments(x))
+  np.testing.assert_allclose(y[..., ::2], expected[..., ::2], atol=1e-5)
+
+
+def test_initialising_in_training_leaves_the_statistics_at_zero_and_one():
+  variables = layers.BatchNormReLU("batch").init(
+    jax.random.key(0), normal(0, 2, 2, 2, 4, mean=3), train=True
+  )
+  expected = {
+    "params": {"scale": np.ones(4), "bias": np.zeros(4)},
+    "batch_stats": {"mean": np.zeros(4), "var": np.ones(4)},
+  }
+  jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+# --- batch norm on several devices ------------------------------------------
+
+
+def on_devices(axis_name, x, cotangent, residual):
+  """Runs a batch norm on 4 devices: outputs, statistics and gradients."""
+  devices = jax.devices()[:4]
+  layer = layers.BatchNormReLU(axis_name)
+  variables = norm_variables()
+
+  def step(params, x, cotangent, residual):
+    def loss(params, x):
+      y, stats = train_norm(layer, {**variables, "params": params}, x, residual)
+      return jnp.sum(cotangent * y), (y, stats)
+
+    return jax.grad(loss, (0, 1), has_aux=True)(params, x)
+
+  (params, from_x), (y, stats) = parallel.per_device(step, devices)(
+    parallel.replicate(variables["params"], devices),
+    *parallel.shard((x, cotangent, residual), devices),
+  )
+  return (
+    np.asarray(y).reshape(x.shape),
+    jax.tree.map(np.asarray, stats),
+    jax.tree.map(lambda g: np.asarray(g).sum(0), params),
+    np.asarray(from_x).reshape(x.shape),
+  )
+
+
+def different_shards():
+  """A batch whose quarters have different means and spreads."""
+  x = np.concatenate(
+    [normal(d, 2, 3, 3, CHANNELS, mean=2 * d, std=1 + d) for d in range(4)]
+  )
+  return x, normal(4, *x.shape), normal(5, *x.shape)
+
+
+def test_statistics_over_devices_are_those_of_the_global_batch():
+  x, cotangent, residual = different_shards()
+  y, stats, params, from_x = on_devices("batch", x, cotangent, residual)
+  variables = norm_variables()
+  mean, var = reference.moments(x)
+  np.testing.assert_allclose(
+    y,
+    reference_norm(variables, x, mean, var, residual=residual),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  for name, batch in (("mean", mean), ("var", var)):
+    expected = reference.running(variables["batch_stats"][name], batch)
+    for device in range(4):
+      np.testing.assert_allclose(stats[name][device], expected, rtol=1e-5)
+  # Gradients cross the devices too.
+  expected = reference.batch_norm_relu_gradients(
+    x,
+    variables["params"]["scale"],
+    variables["params"]["bias"],
+    cotangent,
+    residual,
+  )
+  for name, actual in {**params, "x": from_x}.items():
+    np.testing.assert_allclose(
+      actual, expected[name], rtol=1e-4, atol=1e-5, err_msg=name
+    )
+
+
+def test_without_an_axis_name_every_device_uses_its_own_statistics():
+  x, cotangent, residual = different_shards()
+  y, stats, _, _ = on_devices(None, x, cotangent, residual)
+  variables = norm_variables()
+  for device in range(4):
+    own = slice(2 * device, 2 * device + 2)
+    mean, var = reference.moments(x[own])
+    np.testing.assert_allclose(
+      y[own],
+      reference_norm(variables, x[own], mean, var, residual=residual[own]),
+      rtol=1e-4,
+      atol=1e-5,
+    )
+    for name, batch in (("mean", mean), ("var", var)):
+      expected = reference.running(variables["batch_stats"][name], batch)
+      np.testing.assert_allclose(stats[name][device], expected, rtol=1e-5)
+  whole = reference_norm(variables, x, *reference.moments(x), residual=residual)
+  assert np.abs(y - whole).max() > 0.5
+
+
+# --- the rest ---------------------------------------------------------------
+
+
+def test_dense_is_a_product_and_a_bias():
+  x, kernel, bias = normal(0, 5, 7), normal(1, 7, 3), normal(2, 3)
+  params = {"kernel": kernel, "bias": bias}
+  y = layers.Dense(3).apply({"params": params}, x)
+  expected = x.astype(np.float64) @ kernel + bias
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pooling_takes_the_mean_of_each_map():
+  x = normal(0, 2, 3, 5, 4)
+  y = layers.GlobalAveragePool().apply({}, x)
+  expected = x.astype(np.float64).reshape(2, 15, 4).sum(1) / 15
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adapter_maps_channels_pixel_by_pixel():
+  x = normal(0, 2, 3, 5, 4)
+  kernel, bias = normal(1, 1, 1, 4, 6), normal(2, 6)
+  params = {"kernel": kernel, "bias": bias}
+  y = layers.Adapter(6).apply({"params": params}, x)
+  expected = x.astype(np.float64) @ kernel[0, 0] + bias
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+# --- bfloat16 ---------------------------------------------------------------
+
+# One rounding to bfloat16's 8 significant bits moves a number by this much.
+HALF_STEP = 2.0**-8
+
+
+def bfloat16(x):
+  """The nearest bfloat16 numbers, as float32."""
+  return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
+
+
+@pytest.mark.parametrize("layer", [layers.Convolution, layers.Adapter])
+def test_bfloat16_layers_keep_float32_kernels(layer):
+  module = layer(4, dtype=jnp.bfloat16)
+  x = normal(0, 2, 5, 5, 3)
+  variables = module.init(jax.random.key(0), x)
+  assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(variables))
+  y = module.apply(variables, x)
+  assert y.dtype == jnp.bfloat16
+  kernel = bfloat16(variables["params"]["kernel"])
+  expected = reference.convolution(bfloat16(x), kernel)
+  expected += variables["params"].get("bias", 0)
+  # The result is rounded once or twice; the operands above, exactly.
+  np.testing.assert_allclose(
+    y.astype(np.float32), expected, rtol=2 * HALF_STEP, atol=3 * HALF_STEP
+  )
+  gradients = jax.grad(lambda v: module.apply(v, x).sum())(variables)
+  assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradients))
+
+
+def test_bfloat16_batch_norm_keeps_float32_statistics():
+  variables = norm_variables()
+  x = jnp.asarray(normal(0, 4, 5, 5, CHANNELS, mean=2), jnp.bfloat16)
+  layer = layers.BatchNormReLU(dtype=jnp.bfloat16)
+  y, stats = train_norm(layer, variables, x)
+  assert y.dtype == jnp.bfloat16
+  exact = np.asarray(x, np.float64)
+  mean, var = reference.moments(exact)
+  np.testing.assert_allclose(
+    y.astype(np.float32),
+    reference_norm(variables, exact, mean, var),
+    rtol=HALF_STEP,
+    atol=1e-5,
+  )
+  for name, batch in (("mean", mean), ("var", var)):
+    assert stats[name].dtype == jnp.float32
+    expected = reference.running(variables["batch_stats"][name], batch)
+    # Thousands of times finer than bfloat16.
+    np.testing.assert_allclose(stats[name], expected, rtol=2e-6)
+
+
+def test_head_and_pool_return_float32_for_bfloat16_maps():
+  x = jnp.asarray(normal(0, 2, 3, 3, 4), jnp.bfloat16)
+  pooled = layers.GlobalAveragePool().apply({}, x)
+  assert pooled.dtype == jnp.float32
+  np.testing.assert_allclose(
+    pooled, np.asarray(x, np.float64).mean((1, 2)), rtol=1e-5, atol=1e-6
+  )
+  logits = layers.Dense(2).init_with_output(jax.random.key(0), pooled)[0]
+  assert logits.dtype == jnp.float32
+
+
+# --- initialisation ---------------------------------------------------------
+
+
+def test_convolution_kernels_are_xavier_normal():
+  kernel = layers.Convolution(96).init(
+    jax.random.key(0), jnp.zeros((1, 3, 3, 32))
+  )["params"]["kernel"]
+  std = (2 / (9 * 32 + 9 * 96)) ** 0.5
+  # 27,648 numbers: four standard errors of their spread are 1.7 %.
+  np.testing.assert_allclose(np.std(kernel), std, rtol=0.017)
+  np.testing.assert_allclose(np.mean(kernel), 0, atol=4 * std / 166)
+
+
+def test_dense_kernels_are_xavier_normal_and_biases_uniform():
+  params = layers.Dense(400).init(jax.random.key(0), jnp.zeros((1, 64)))[
+    "params"
+  ]
+  std = (2 / (64 + 400)) ** 0.5
+  # 25,600 numbers: four standard errors are 1.8 %.
+  np.testing.assert_allclose(np.std(params["kernel"]), std, rtol=0.018)
+  assert_uniform(params["bias"], 1 / 64**0.5)
+
+
+def test_adapters_are_drawn_as_torch_draws_convolutions():
+  params = layers.Adapter(500).init(
+    jax.random.key(0), jnp.zeros((1, 2, 2, 25))
+  )["params"]
+  assert_uniform(params["kernel"], 1 / 25**0.5)
+  assert_uniform(params["bias"], 1 / 25**0.5)
+
+
+def assert_uniform(values, bound):
+  """Fills +-bound, whose spread is bound / sqrt(3), and no more."""
+  assert np.abs(values).max() <= bound
+  assert values.min() < -0.97 * bound
+  assert values.max() > 0.97 * bound
+  np.testing.assert_allclose(np.std(values), bound / 3**0.5, rtol=0.1)
