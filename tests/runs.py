@@ -1,0 +1,93 @@
+"""Real runs in processes of their own, with a chosen number of devices."""
+
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from ekd_jax import build, run_directory
+from ekd_jax.training.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXPERIMENT = str(ROOT / "experiments" / "cifar100_resnet.py")
+KILLED_RUN = str(ROOT / "tests" / "killed_run.py")
+
+# Three steps an epoch; fourteen images are left over.
+SMALL = shlex.split(
+  "--dataset digits --depth 8 --ratios .5 --epochs 2 --batch-size 32 "
+  "--train-examples 110 --log-every 1"
+)
+
+
+def start(*arguments, cwd, devices=4):
+  """Starts `python ARGUMENTS`."""
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    # Compiling is most of a short run; this halves it.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "PYTHONPATH": str(ROOT),
+  }
+  return subprocess.Popen(
+    [sys.executable, *map(str, arguments)],
+    cwd=cwd,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process, *, code=0):
+  """Waits for a process, which must end with `code`; returns its output."""
+  out, err = process.communicate()
+  assert process.returncode == code, f"ended {process.returncode}\n{out}{err}"
+  return out
+
+
+def python(*arguments, cwd, devices=4, code=0):
+  """Runs `python ARGUMENTS`; returns its standard output."""
+  return finish(start(*arguments, cwd=cwd, devices=devices), code=code)
+
+
+KILLED = -signal.SIGKILL
+
+
+def final_state(run_dir):
+  """The newest checkpoint, whole, and what the loop saved beside it."""
+  target = build.abstract_state(run_directory.load_config(run_dir))
+  with Checkpoints(run_dir) as checkpoints:
+    return checkpoints.restore(target)
+
+
+def assert_same_result(run_a, run_b):
+  """The two runs ended in the same state, to the bit, and said the same."""
+  (state_a, progress_a), (state_b, progress_b) = map(
+    final_state, (run_a, run_b)
+  )
+  assert progress_a == progress_b
+  assert jax.tree.structure(state_a) == jax.tree.structure(state_b)
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(state_a),
+    jax.tree.leaves(state_b),
+    strict=True,
+  ):
+    where = jax.tree_util.keystr(path)
+    assert a.dtype == b.dtype, where
+    # Bytes, so that NaN equals itself and -0.0 is not 0.0.
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), where
+  for name in (run_directory.METRICS, run_directory.SUMMARY):
+    assert (run_a / name).read_bytes() == (run_b / name).read_bytes(), name
+
+
+def contents(folder):
+  """{path: bytes} of everything below a folder, for "nothing changed"."""
+  return {
+    path.relative_to(folder): path.read_bytes() if path.is_file() else None
+    for path in sorted(folder.rglob("*"))
+  }
