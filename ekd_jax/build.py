@@ -13,7 +13,7 @@ from ekd_jax import compression, data, methods
 from ekd_jax.config import Config
 from ekd_jax.models.network import Family
 from ekd_jax.models.resnet import CifarResNet
-from ekd_jax.training import optimizers
+from ekd_jax.training import optimizers, step
 
 
 def family(config: Config) -> Family:
@@ -79,8 +79,6 @@ def method(config: Config, total_steps: int) -> methods.Method:
 
 def abstract_state(config: Config) -> Any:
   """Structure, shapes and types of the loop's state; draws nothing."""
-  from ekd_jax.training import step
-
   info = data.info(config.dataset)
   # The number of steps shapes the schedule's values, not the state.
   return jax.eval_shape(

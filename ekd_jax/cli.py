@@ -30,7 +30,8 @@ from ekd_jax.errors import UserError
 
 EXIT_USER_ERROR = 2
 
-# What --quick changes; flags that are given win over it.
+# What --quick changes, besides training the students alone too; flags that
+# are given win over it.
 QUICK = {
   "dataset": "digits",
   "depth": 8,
@@ -38,7 +39,6 @@ QUICK = {
   "epochs": 30,
   "batch_size": 64,
   "learning_rate": 0.05,
-  "with_solo": True,
 }
 
 
@@ -64,6 +64,10 @@ def tools(argv: Sequence[str] | None = None) -> None:
   commands = {"report": report, "evaluate": evaluate, "compare": compare}
 
   def run() -> None:
+    if len(argv) == 1:
+      raise UserError(
+        f"no command was given: use one of {', '.join(commands)}, or --help"
+      )
     if (
       len(argv) > 1
       and not argv[1].startswith("-")
@@ -97,20 +101,21 @@ def parse(
     quick = dict(QUICK)
     if _given("--widths", arguments):
       del quick["ratios"]
-    if _given("--method", arguments):
-      del quick["with_solo"]
     defaults = dataclasses.replace(defaults, **quick)
   elif _given("--widths", arguments):
     defaults = dataclasses.replace(defaults, ratios=None)
   flags = [configs.flag(f.name) for f in dataclasses.fields(Config)]
   with tyro_errors.on_parse_error(_raise_user_error(flags)):
-    return tyro.cli(
+    config = tyro.cli(
       Config,
       default=defaults,
       description=description,
       args=list(arguments),
       config=(tyro.conf.FlagCreatePairsOff,),
     )
+  if config.quick and config.method != "solo":
+    return dataclasses.replace(config, with_solo=True)
+  return config
 
 
 def report(run_dir: Annotated[str, tyro.conf.Positional]) -> None:
@@ -123,8 +128,8 @@ def report(run_dir: Annotated[str, tyro.conf.Positional]) -> None:
   from ekd_jax import run_directory
 
   run_directory.read_config(run_dir)
-  console = Console()
-  _print_table(console, reports.members_table(run_directory.summarize(run_dir)))
+  console = _console()
+  console.print(reports.members_table(run_directory.summarize(run_dir)))
   console.print(
     f"report: {reports.write(run_dir)}", highlight=False, soft_wrap=True
   )
@@ -154,7 +159,7 @@ def evaluate(
       for what in ("top1", "top5", "loss", "agreement")
     ]
     table.add_row(name, *("-" if v is None else f"{v:.2f}" for v in row))
-  _print_table(Console(), table)
+  _console().print(table)
 
 
 def compare(
@@ -169,12 +174,12 @@ def compare(
   """
   from ekd_jax import report as reports
 
-  _print_table(Console(), reports.compare_table([run_a, run_b]))
+  _console().print(reports.compare_table([run_a, run_b]))
 
 
 def _main(defaults: Config, description: str, argv: Sequence[str]) -> None:
   config = configs.resolve(parse(defaults, description, argv[1:]))
-  console = Console()
+  console = _console()
   if config.plan:
     _print_plan(config, console)
     return
@@ -189,32 +194,31 @@ def _run(config: Config, argv: Sequence[str], console: Console) -> None:
 
   run_dir = pathlib.Path(config.run_dir)
   runs = _runs(config)
-  # Everything that can be refused is, before the first file is written.
+  # Everything that can be refused is, before the first file is written or
+  # fetched.
   build.members(config)
+  _training_examples(config)
+  loop.check_devices(config)
   for run in (config, *runs):
     run_directory.check(pathlib.Path(run.run_dir), run)
-  if config.download:
+  if config.download and config.data_dir and config.dataset != "digits":
     console.print(
       f"reading {config.dataset} from {config.data_dir}; fetched first if it "
       "is not there (about 170 MB)",
       soft_wrap=True,
     )
   dataset = _load_data(config)
-  loop.check_config(config, dataset)
   if config.seeds is not None:
     run_directory.open_run(run_dir, config, argv)
   for run in runs:
     name = pathlib.Path(run.run_dir).relative_to(run_dir).as_posix()
     title = run.method if name == "." else name
     loop.train(run, dataset, argv=argv, console=console, title=title)
-  # Innermost first: a summary reads those of the runs inside it.
-  for directory in dict.fromkeys(
-    [pathlib.Path(run.run_dir) for run in reversed(runs)] + [run_dir]
-  ):
-    run_directory.write_summary(directory)
+  for directory in dict.fromkeys([*(run.run_dir for run in runs), run_dir]):
+    run_directory.write_summary(pathlib.Path(directory))
     reports.write(directory)
   summary = run_directory.summarize(run_dir)
-  _print_table(console, reports.members_table(summary))
+  console.print(reports.members_table(summary))
   console.print(
     f"report: {run_dir / 'report.html'}", highlight=False, soft_wrap=True
   )
@@ -252,6 +256,27 @@ def _runs(config: Config) -> list[Config]:
   ]
 
 
+def _training_examples(config: Config) -> int:
+  """How many images are trained on; needs no data.
+
+  Raises:
+    UserError: more than there are, or fewer than one batch takes.
+  """
+  info = data.info(config.dataset)
+  examples = data.count_training_examples(
+    info.name,
+    info.train_examples,
+    train_examples=config.train_examples,
+    validation_examples=config.validation_examples,
+  )
+  if config.batch_size > examples:
+    raise UserError(
+      f"--batch-size is {config.batch_size} but there are only {examples} "
+      f"training images: use at most {examples}"
+    )
+  return examples
+
+
 def _load_data(config: Config) -> data.Dataset:
   return data.restrict(
     data.load(config.dataset, config.data_dir, download=config.download),
@@ -264,20 +289,18 @@ def _print_plan(config: Config, console: Console) -> None:
   from ekd_jax import build, report
 
   members = build.members(config)
-  info = data.info(config.dataset)
-  examples = info.train_examples - config.validation_examples
-  examples = min(examples, config.train_examples or examples)
+  examples = _training_examples(config)
   steps = examples // config.batch_size
   summary = {
     "method": config.method,
     "dataset": config.dataset,
     "network": build.family(config).name,
     "epochs": config.epochs,
-    "seed": config.seed,
+    "seed": config.seed if config.seeds is None else list(config.seeds),
     "members": [member._asdict() for member in members],
     "ensemble": {},
   }
-  _print_table(console, report.members_table(summary))
+  console.print(report.members_table(summary))
   console.print(
     f"{config.method} on {config.dataset}: {examples} training images, "
     f"{config.epochs} epochs of {steps} steps = {config.epochs * steps} steps "
@@ -289,10 +312,9 @@ def _print_plan(config: Config, console: Console) -> None:
   )
 
 
-def _print_table(console: Console, table: Table) -> None:
-  # A pipe has no width; cutting columns to 80 would lose numbers.
-  width = None if console.is_terminal else 200
-  console.print(table, width=width)
+def _console() -> Console:
+  # A pipe has no width; folding columns at 80 would break numbers.
+  return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def _raise_user_error(flags: Sequence[str]) -> Callable[[Any], None]:

@@ -46,8 +46,10 @@ def _list_of(number: type) -> Callable[[str], tuple[Any, ...]]:
 
 def _shown(value: Any) -> str:
   if isinstance(value, tuple):
-    return ",".join(f"{v:g}" for v in value)
-  return "not set" if value is None else str(value)
+    return ",".join(map(_shown, value))
+  if value is None:
+    return "not set"
+  return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # A list is one comma-separated word: 0.5,0.75,0.97.
@@ -61,6 +63,8 @@ Integers = Annotated[
     _list_of(int), "N,N,...", "a comma-separated list of whole numbers"
   ),
 ]
+Integer = Annotated[int, _flag_value(int, "N", "a whole number")]
+Number = Annotated[float, _flag_value(float, "X", "a number")]
 OptionalInteger = Annotated[int | None, _flag_value(int, "N", "a whole number")]
 Directory = Annotated[str | None, _flag_value(str, "DIR", "a directory")]
 
@@ -79,8 +83,8 @@ class Config:
   method: Literal["ekd", "solo", "dml"] = "ekd"
 
   # Fraction of the full network's parameters that each student lacks, for
-  # example 0.5,0.75,0.97 (the default); each in (0, 1). The full network is
-  # always trained too.
+  # example 0.5,0.75,0.97 (which is also used if neither this nor widths are
+  # set); each in (0, 1). The full network is always trained too.
   ratios: Numbers = None
 
   # Channel multipliers instead of ratios, the full network (1) first, for
@@ -88,7 +92,7 @@ class Config:
   widths: Numbers = None
 
   # Layers of the ResNet: 20, 32, 44, 56, 110, 1202 or any other 6n + 2.
-  depth: int = 110
+  depth: Integer = 110
 
   # Which images: cifar100, cifar10, or digits (8x8, embedded).
   dataset: Literal["cifar100", "cifar10", "digits"] = "cifar100"
@@ -100,55 +104,55 @@ class Config:
   # Fetch the official archive into the data directory if it is not there.
   download: bool = False
 
-  # Use the first N training images only (default: all).
+  # Use the first N training images only; all if not set.
   train_examples: OptionalInteger = None
 
   # Hold out the last N training images; the best epoch on them is reported
   # beside the last one.
-  validation_examples: int = 0
+  validation_examples: Integer = 0
 
-  # Passes over the training images (default: cifar100 450, cifar10 350,
-  # digits 40).
+  # Passes over the training images; if not set, those of the recipe: cifar100
+  # 450, cifar10 350, digits 40.
   epochs: OptionalInteger = None
 
   # Images per step, over all devices.
-  batch_size: int = 128
+  batch_size: Integer = 128
 
   # Images per evaluation step, over all devices.
-  evaluation_batch_size: int = 500
+  evaluation_batch_size: Integer = 500
 
   # Epochs between evaluations on the test set.
-  evaluate_every: int = 1
+  evaluate_every: Integer = 1
 
   # Learning rate at the start.
-  learning_rate: float = 0.1
+  learning_rate: Number = 0.1
 
   # Fractions of the training at which the learning rate drops.
   learning_rate_drops: Numbers = (0.5, 0.75)
 
   # What each drop multiplies the learning rate by.
-  learning_rate_drop_factor: float = 0.1
+  learning_rate_drop_factor: Number = 0.1
 
   # Learning rate of the adapters, as a multiple of the learning rate.
-  adapter_learning_rate: float = 0.5
+  adapter_learning_rate: Number = 0.5
 
   # Nesterov momentum, in [0, 1).
-  momentum: float = 0.9
+  momentum: Number = 0.9
 
   # Weight decay of all parameters, batch norm and adapters included.
-  weight_decay: float = 1e-4
+  weight_decay: Number = 1e-4
 
   # Temperature of the distillation term (ekd).
-  temperature: float = 2.0
+  temperature: Number = 2.0
 
   # Weight of the cross-entropy terms (ekd).
-  label_weight: float = 0.7
+  label_weight: Number = 0.7
 
   # Weight of the block feature terms (ekd).
-  feature_weight: float = 0.15
+  feature_weight: Number = 0.15
 
   # Weight of the terms towards the ensemble's logits (ekd).
-  distill_weight: float = 0.15
+  distill_weight: Number = 0.15
 
   # Which members train the shared stem (ekd): all of them, or the first only.
   base_gradients: Literal["all", "first"] = "all"
@@ -161,14 +165,14 @@ class Config:
   precision: Literal["float32", "bfloat16"] = "float32"
 
   # Seed of everything random.
-  seed: int = 0
+  seed: Integer = 0
 
   # Train once per seed, for example 0,1,2, into RUN_DIR/seed_0 ..., and
   # report means and standard deviations.
   seeds: Integers = None
 
-  # Where the run is kept; the same command again resumes it (default:
-  # runs/NAME, a name made from the options).
+  # Where the run is kept; the same command again resumes it. If not set,
+  # runs/NAME, with a name made from the options.
   run_dir: Directory = None
 
   # Also train each student alone, same budget, so that the gain is in the
@@ -176,10 +180,10 @@ class Config:
   with_solo: bool = False
 
   # Minutes between checkpoints; one is also saved at each epoch's end.
-  checkpoint_minutes: float = 10.0
+  checkpoint_minutes: Number = 10.0
 
   # Steps between the lines of metrics.jsonl.
-  log_every: int = 50
+  log_every: Integer = 50
 
   # The embedded digits set, a shallow network, minutes on a laptop.
   quick: bool = False
@@ -278,8 +282,7 @@ def _check_values(config: Config) -> None:
       return
     numbers = value if isinstance(value, tuple) else (value,)
     if not all(math.isfinite(n) and accepted(n) for n in numbers):
-      shown = ",".join(f"{n:g}" for n in numbers)
-      raise UserError(f"{flag(name)} is {shown}: must be {allowed}")
+      raise UserError(f"{flag(name)} is {_shown(value)}: must be {allowed}")
 
   for name in (
     "epochs",
@@ -331,8 +334,7 @@ def _check_values(config: Config) -> None:
   for name in ("ratios", "widths", "seeds", "learning_rate_drops"):
     values = getattr(config, name) or ()
     if len(set(values)) < len(values):
-      shown = ",".join(f"{v:g}" for v in values)
-      raise UserError(f"{flag(name)} is {shown}: give each value once")
+      raise UserError(f"{flag(name)} is {_shown(values)}: give each value once")
   if config.ratios is not None and config.widths is not None:
     raise UserError(
       "--ratios and --widths were both given: they say the same thing in two "

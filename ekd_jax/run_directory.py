@@ -25,6 +25,7 @@ import platform
 import shlex
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -94,7 +95,7 @@ def open_run(
   # Written at every start: what may differ on resume is then up to date.
   write_json(run_dir / CONFIG, to_json(config))
   with open(run_dir / "command.txt", "a", encoding="utf-8") as file:
-    file.write(shlex.join(argv) + "\n")
+    file.write(shlex.join([pathlib.Path(sys.executable).name, *argv]) + "\n")
   path = run_dir / "environment.json"
   starts = read_json(path)["starts"] if path.exists() else []
   write_json(path, {"starts": [*starts, _environment()]})
@@ -269,7 +270,7 @@ def _summarize_seeds(run_dir: pathlib.Path, config: Config) -> dict[str, Any]:
     if (seed_directory(run_dir, seed) / CONFIG).is_file()
   ]
   if not runs:
-    raise UserError(f"{run_dir} has no finished seed yet: run it again")
+    raise UserError(f"{run_dir} has no seed that was started: run it again")
   measured = (
     "top1",
     "top5",

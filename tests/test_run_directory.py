@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -137,7 +139,9 @@ def test_the_command_can_be_pasted_into_a_shell(tmp_path):
   argv = ["train me.py", "--data-dir", "it's here"]
   run_directory.open_run(tmp_path, _config(tmp_path), argv)
   (line,) = (tmp_path / "command.txt").read_text().splitlines()
-  assert line == "'train me.py' --data-dir 'it'\"'\"'s here'"
+  interpreter = pathlib.Path(sys.executable).name
+  wanted = f"{interpreter} 'train me.py' --data-dir 'it'\"'\"'s here'"
+  assert line == wanted
 
 
 def test_a_directory_without_a_run_is_named(tmp_path):
@@ -413,5 +417,5 @@ def test_a_figure_that_one_seed_lacks_is_null(tmp_path):
 
 def test_seeds_that_have_not_started_are_said_to(tmp_path):
   _write_run(tmp_path, [], seeds=(0, 1))
-  with pytest.raises(UserError, match="no finished seed"):
+  with pytest.raises(UserError, match="no seed that was started"):
     run_directory.summarize(tmp_path)

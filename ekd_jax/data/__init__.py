@@ -17,12 +17,20 @@ run continue exactly where it stopped.
 import importlib
 from typing import Any
 
-from ekd_jax.data.dataset import Dataset, DatasetInfo, info, load, restrict
+from ekd_jax.data.dataset import (
+  Dataset,
+  DatasetInfo,
+  count_training_examples,
+  info,
+  load,
+  restrict,
+)
 
 __all__ = [
   "Dataset",
   "DatasetInfo",
   "augment",
+  "count_training_examples",
   "epoch_order",
   "info",
   "load",

@@ -209,26 +209,19 @@ def restrict(
   """
   total = len(dataset.train_labels)
   name = dataset.info.name
-  if not 0 <= validation_examples < total:
-    raise UserError(
-      f"--validation-examples {validation_examples} of {name} is out of "
-      f"range: give 0 to {total - 1}, so that an image is left to train on"
-    )
   if validation_examples and len(dataset.validation_labels):
     raise UserError(
       f"--validation-examples {validation_examples} of {name}: "
       f"{len(dataset.validation_labels)} images are held out already; hold "
       "out once, from the data set as it was loaded"
     )
+  train_examples = count_training_examples(
+    name,
+    total,
+    train_examples=train_examples,
+    validation_examples=validation_examples,
+  )
   left = total - validation_examples
-  if train_examples is None:
-    train_examples = left
-  if not 1 <= train_examples <= left:
-    raise UserError(
-      f"--train-examples {train_examples} of {name} is out of range: give 1 "
-      f"to {left} ({total} training images less {validation_examples} held "
-      "out by --validation-examples)"
-    )
   changes = {
     "train_images": dataset.train_images[:train_examples],
     "train_labels": dataset.train_labels[:train_examples],
@@ -237,3 +230,38 @@ def restrict(
     changes["validation_images"] = dataset.train_images[left:]
     changes["validation_labels"] = dataset.train_labels[left:]
   return dataclasses.replace(dataset, **changes)
+
+
+def count_training_examples(
+  name: str,
+  total: int,
+  *,
+  train_examples: int | None = None,
+  validation_examples: int = 0,
+) -> int:
+  """How many images `restrict` leaves to train on; needs no data.
+
+  Args:
+    name: of the data set, for the message.
+    total: training images before anything is held out.
+    train_examples: see `restrict`.
+    validation_examples: see `restrict`.
+
+  Raises:
+    UserError: the two numbers overlap or are out of range.
+  """
+  if not 0 <= validation_examples < total:
+    raise UserError(
+      f"--validation-examples {validation_examples} of {name} is out of "
+      f"range: give 0 to {total - 1}, so that an image is left to train on"
+    )
+  left = total - validation_examples
+  if train_examples is None:
+    return left
+  if not 1 <= train_examples <= left:
+    raise UserError(
+      f"--train-examples {train_examples} of {name} is out of range: give 1 "
+      f"to {left} ({total} training images less {validation_examples} held "
+      "out by --validation-examples)"
+    )
+  return train_examples

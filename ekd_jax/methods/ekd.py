@@ -164,15 +164,16 @@ def ekd(
         "branch": collection["branches"][name],
       }
 
+    alone = family.alone()
     return {
-      name: Student(
-        Network(stem, branches[name]),
+      member.name: Student(
+        Network(alone.stem(), alone.branch(member.width)),
         {
-          "params": of(name, state["params"]),
-          "batch_stats": of(name, state["batch_stats"]),
+          "params": of(member.name, state["params"]),
+          "batch_stats": of(member.name, state["batch_stats"]),
         },
       )
-      for name in names
+      for member in members
     }
 
   return Method(init, train_step, predict, students)

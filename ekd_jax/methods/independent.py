@@ -90,15 +90,16 @@ def independent_networks(
     )
 
   def students(state: State) -> dict[str, Student]:
+    alone = family.alone()
     return {
-      name: Student(
-        network,
+      m.name: Student(
+        Network(alone.stem(), alone.branch(m.width)),
         {
-          "params": state["params"][name],
-          "batch_stats": state["batch_stats"][name],
+          "params": state["params"][m.name],
+          "batch_stats": state["batch_stats"][m.name],
         },
       )
-      for name, network in networks.items()
+      for m in members
     }
 
   return Method(init, train_step, predict, students)

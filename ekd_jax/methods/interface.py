@@ -43,8 +43,9 @@ class Method(NamedTuple):
     init: (rng, batch) -> state, a pytree of everything that training changes.
       Only the batch's shapes matter.
     train_step: (state, batch, rng) -> (state, metrics). Pure, for one device
-      under the axis `AXIS_NAME`; the state and the metrics, a flat dict of
-      scalars, come out equal on all devices.
+      under the axis `AXIS_NAME`; the state and the metrics come out equal on
+      all devices. Metrics are a flat dict of scalars: "loss", the quantity
+      that is minimised, and any number of "what/which".
     predict: (state, images) -> {name: output}, in evaluation mode: logits
       [n, K] of "ensemble" and of every member, "student_0" first.
     students: state -> {name: Student}, what can be shipped alone.

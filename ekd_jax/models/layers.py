@@ -26,6 +26,9 @@ BATCH_NORM_EPSILON = 1e-5
 
 Initializer = Callable[[jax.Array, Sequence[int], jnp.dtype], jax.Array]
 
+# Standard deviation sqrt(2 / (fan_in + fan_out)), drawn from the normal
+# distribution truncated at two of its own deviations, as JAX has it; torch's
+# function of this name does not truncate. Spread and mean are the same.
 xavier_normal = nn.initializers.xavier_normal()
 
 
@@ -170,15 +173,14 @@ class Adapter(nn.Module):
   """A 1x1 convolution with bias, no norm and no activation.
 
   Maps a thin student's features to the full network's channel count so that
-  the two can be compared. Initialised as torch's default convolution.
+  the two can be compared. Computes in the type of the features. Initialised
+  as torch's default convolution.
 
   Attributes:
     channels: output channels: those of the full network's block.
-    dtype: compute dtype of the result.
   """
 
   channels: int
-  dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -189,10 +191,10 @@ class Adapter(nn.Module):
     kernel = self.param("kernel", init, shape, jnp.float32)
     bias = self.param("bias", init, (self.channels,), jnp.float32)
     y = jax.lax.conv_general_dilated(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
+      x,
+      kernel.astype(x.dtype),
       window_strides=(1, 1),
       padding="VALID",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return y + bias.astype(self.dtype)
+    return y + bias.astype(x.dtype)

@@ -2,7 +2,7 @@
 
 Splitting a network in two is what lets S students share their first layers:
 the stem runs once, its output feeds every branch. A family of networks is
-anything with these three members (see `resnet.CifarResNet`):
+anything with these members, see `Family` and `resnet.CifarResNet`:
 
     stem() -> module           images [N, H, W, C] -> hidden maps
     branch(width) -> module    hidden maps -> Outputs
@@ -52,6 +52,10 @@ class Family(Protocol):
   def cost(self, width: float) -> Cost: ...
 
   def width_candidates(self) -> tuple[float, ...]: ...
+
+  def alone(self) -> "Family":
+    """The same networks for one device: batch statistics of its own."""
+    ...
 
 
 class Network(nn.Module):

@@ -152,6 +152,10 @@ class CifarResNet:
       )
     return channels
 
+  def alone(self) -> "CifarResNet":
+    """The same networks for one device: batch statistics of its own."""
+    return dataclasses.replace(self, axis_name=None)
+
   def stem(self) -> nn.Module:
     """The common base: images [N, H, W, C] -> [N, H, W, 16]."""
     return _Stem(self.axis_name, self.dtype)

@@ -17,7 +17,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from ekd_jax.errors import UserError
 
-# The newest two: should the newest be damaged, one is left to go on from.
+# The newest two: should the newest turn out damaged, deleting its folder lets
+# the run go on from the other.
 KEPT_NEWEST = 2
 
 _SCORE = "validation_top1"
@@ -42,7 +43,8 @@ class Checkpoints:
     policies = [
       checkpoint_managers.LatestN(KEPT_NEWEST),
       checkpoint_managers.BestN(
-        get_metric_fn=lambda scores: scores[_SCORE],
+        # The first of equals, as summary.json's best_epoch.
+        get_metric_fn=lambda scores: (scores[_SCORE], -scores["step"]),
         n=1,
         keep_checkpoints_without_metrics=False,
       ),
@@ -51,6 +53,9 @@ class Checkpoints:
       pathlib.Path(run_dir).absolute() / "checkpoints",
       options=ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        # Without it orbax does not write the scores down, and the next start
+        # would not know which checkpoint is the best.
+        best_fn=lambda scores: scores[_SCORE],
         # What a killed save left behind.
         cleanup_tmp_directories=not read_only,
         create=not read_only,
@@ -88,7 +93,9 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    scores = None if validation_top1 is None else {_SCORE: validation_top1}
+    scores = None
+    if validation_top1 is not None:
+      scores = {_SCORE: validation_top1, "step": step}
     self._manager.save(
       step,
       args=ocp.args.Composite(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -35,20 +36,13 @@ class NonFiniteError(UserError):
   """
 
 
-def check_config(config: Config, dataset: Dataset) -> None:
-  """Refuses a batch that the data or the devices cannot make.
+def check_devices(config: Config) -> None:
+  """Refuses a batch that does not divide by the devices.
 
   Raises:
-    UserError: fewer training images than one batch takes, or a batch that
-      does not divide by the devices (the nearest sizes that do are named).
+    UserError: naming the nearest sizes that do.
   """
-  size, examples = config.batch_size, len(dataset.train_labels)
-  if size > examples:
-    raise UserError(
-      f"--batch-size is {size} but there are only {examples} training images: "
-      f"use at most {examples}"
-    )
-  devices = jax.device_count()
+  size, devices = config.batch_size, jax.device_count()
   lower = size // devices * devices
   if lower != size:
     sizes = f"{lower} or {lower + devices}" if lower else f"{devices}"
@@ -69,7 +63,7 @@ def train(
   """Trains to the last epoch, from the newest checkpoint if there is one.
 
   Args:
-    config: a resolved config that passed `check_config`.
+    config: a resolved config that passed `check_devices`.
     dataset: already restricted to the examples that the config asks for.
     argv: the command line, for the record.
     console: where progress is shown.
@@ -87,36 +81,39 @@ def train(
   run_directory.open_run(run_dir, config, argv)
   method = build.method(config, total_steps)
 
-  with Checkpoints(run_dir) as checkpoints:
+  with (
+    Checkpoints(run_dir) as checkpoints,
+    ConsoleLog(console, title, total_steps) as screen,
+  ):
     started = checkpoints.latest_step()
+    if started == total_steps:
+      screen.say(f"finished before, at step {total_steps}")
+      return
     if started is None:
+      screen.say("drawing the parameters")
       state = init_state(method, dataset.info, config.seed)
       progress = _no_progress()
       started = 0
     else:
+      screen.say(f"resuming at step {started} of {total_steps}")
       state, progress = checkpoints.restore(build.abstract_state(config))
     order_key = jax.random.wrap_key_data(np.asarray(state["keys"]["order"]))
-    state = parallel.replicate(state, devices)
     log = MetricsLog(run_dir, resumed_step=started)
     try:
-      with ConsoleLog(console, title, total_steps) as screen:
-        if started:
-          screen.say(f"resuming at step {started} of {total_steps}")
-        if started < total_steps:
-          _run_epochs(
-            config,
-            dataset,
-            method,
-            state,
-            progress,
-            order_key=order_key,
-            steps=range(started, total_steps),
-            epoch_steps=epoch_steps,
-            devices=devices,
-            checkpoints=checkpoints,
-            log=log,
-            screen=screen,
-          )
+      _run_epochs(
+        config,
+        dataset,
+        method,
+        parallel.replicate(state, devices),
+        progress,
+        order_key=order_key,
+        steps=range(started, total_steps),
+        epoch_steps=epoch_steps,
+        devices=devices,
+        checkpoints=checkpoints,
+        log=log,
+        screen=screen,
+      )
     finally:
       log.close()
 
@@ -150,7 +147,10 @@ def _run_epochs(
     {"image": dataset.train_images, "label": dataset.train_labels}, devices
   )
   evaluators = _evaluators(config, dataset, method, devices)
-  schedule = build.schedule(config, steps.stop)
+  # Evaluated once, here: a call per step would wait for the device.
+  rates = np.asarray(
+    jax.vmap(build.schedule(config, steps.stop))(jnp.arange(steps.stop))
+  )
   last_save = time.monotonic()
   order = None
   pending = None
@@ -159,10 +159,10 @@ def _run_epochs(
     """Fetches and logs the metrics of a step that was dispatched before."""
     nonlocal progress
     values = {k: float(v) for k, v in parallel.unreplicate(metrics).items()}
-    _check_finite(step, values)
+    _check_finite(step, values, checkpoints)
     progress = _add(progress, values)
     epoch = -(-step // epoch_steps)
-    rate = {"learning_rate": float(schedule(step - 1))}
+    rate = {"learning_rate": float(rates[step - 1])}
     if step % config.log_every == 0:
       log.write("step", epoch=epoch, step=step, values=rate | values)
     if step % epoch_steps == 0:
@@ -206,7 +206,7 @@ def _run_epochs(
         log.write(kind, epoch=epoch + 1, step=done + 1, values=scores[kind])
       screen.epoch(epoch=epoch + 1, epochs=config.epochs, scores=scores["test"])
     host_state = parallel.unreplicate(state)
-    _check_finite_state(done + 1, host_state)
+    _check_finite_state(done + 1, host_state, checkpoints)
     checkpoints.save(
       done + 1,
       host_state,
@@ -217,7 +217,7 @@ def _run_epochs(
     screen.pause(last_save - paused)
     if is_last:
       checkpoints.wait()
-      _warn_of_weak_ensemble(screen, scores["test"])
+      _warn_of_weak_ensemble(config, screen, scores["test"])
 
 
 def _evaluators(
@@ -248,29 +248,40 @@ def _compiling_line(config: Config) -> str:
   return f"compiling, about {5 + 0.15 * layers:.0f} s"
 
 
-def _check_finite(step: int, values: dict[str, float]) -> None:
+def _check_finite(
+  step: int, values: dict[str, float], checkpoints: Checkpoints
+) -> None:
   broken = sorted(k for k, v in values.items() if not math.isfinite(v))
   if broken:
-    raise NonFiniteError(
-      f"step {step}: {', '.join(broken)} is not finite; the last checkpoint "
-      "before it is kept. A lower --learning-rate usually helps"
-    )
+    raise _non_finite(step, ", ".join(broken), checkpoints)
 
 
-def _check_finite_state(step: int, state: Any) -> None:
+def _check_finite_state(
+  step: int, state: Any, checkpoints: Checkpoints
+) -> None:
   # A gradient can overflow under a finite loss: the next loss would show it,
   # but this checkpoint would already be spoilt.
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
       name = jax.tree_util.keystr(path, simple=True, separator="/")
-      raise NonFiniteError(
-        f"step {step}: {name} is not finite; the last checkpoint before it is "
-        "kept. A lower --learning-rate usually helps"
-      )
+      raise _non_finite(step, name, checkpoints)
+
+
+def _non_finite(
+  step: int, what: str, checkpoints: Checkpoints
+) -> NonFiniteError:
+  last = checkpoints.latest_step()
+  kept = "there is no checkpoint yet"
+  if last is not None:
+    kept = f"the checkpoint of step {last} is kept"
+  return NonFiniteError(
+    f"step {step}: {what} is not finite; {kept}. A lower --learning-rate, in "
+    "another --run-dir, usually helps"
+  )
 
 
 def _warn_of_weak_ensemble(
-  screen: ConsoleLog, scores: dict[str, float]
+  config: Config, screen: ConsoleLog, scores: dict[str, float]
 ) -> None:
   members = {
     name.removeprefix("top1/"): value
@@ -279,10 +290,14 @@ def _warn_of_weak_ensemble(
   }
   best = max(members, key=members.get)
   if scores["top1/ensemble"] < members[best]:
+    teacher = (
+      ": as a teacher it holds that member back"
+      if config.method == "ekd"
+      else ""
+    )
     screen.say(
       f"warning: the ensemble ({scores['top1/ensemble']:.2f} %) is worse than "
-      f"its best member, {best} ({members[best]:.2f} %): as a teacher it "
-      "holds that member back"
+      f"its best member, {best} ({members[best]:.2f} %){teacher}"
     )
 
 

@@ -77,10 +77,9 @@ def unreplicate(tree: Any) -> Any:
   gather it from all devices. It is a copy because the array's own memory is
   donated to the next step.
   """
-  jax.tree.map(lambda array: array.copy_to_host_async(), tree)
-  return jax.tree.map(
-    lambda array: np.array(array.addressable_data(0))[0], tree
-  )
+  own = jax.tree.map(lambda array: array.addressable_data(0), tree)
+  jax.tree.map(lambda array: array.copy_to_host_async(), own)
+  return jax.tree.map(lambda array: np.array(array)[0], own)
 
 
 def _device_axis(devices: Devices) -> NamedSharding:
