@@ -24,13 +24,13 @@ SMALL = shlex.split(
 )
 
 
-def start(*arguments, cwd, devices=4):
+def start(*arguments, cwd, devices=4, optimized=False):
   """Starts `python ARGUMENTS`."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    # Compiling is most of a short run; this halves it.
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    # Compiling is most of a short run; doing without halves it.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if optimized else "1",
     "PYTHONPATH": str(ROOT),
   }
   return subprocess.Popen(
@@ -50,9 +50,9 @@ def finish(process, *, code=0):
   return out
 
 
-def python(*arguments, cwd, devices=4, code=0):
-  """Runs `python ARGUMENTS`; returns its standard output."""
-  return finish(start(*arguments, cwd=cwd, devices=devices), code=code)
+def python(*arguments, **options):
+  """Runs `python ARGUMENTS`, see `start`; returns its standard output."""
+  return finish(start(*arguments, **options))
 
 
 KILLED = -signal.SIGKILL

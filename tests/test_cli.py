@@ -68,8 +68,8 @@ MISTAKES = [
   ("--run-dir", "--run-dir needs a value"),
   ("--epochs ten", "--epochs: 'ten' is not a whole number"),
   ("--epochs 1.5", "--epochs: '1.5' is not a whole number"),
-  ("--seed 1.5", "--seed"),
-  ("--learning-rate fast", "--learning-rate"),
+  ("--seed 1.5", "--seed: '1.5' is not a whole number"),
+  ("--learning-rate fast", "--learning-rate: 'fast' is not a number"),
   ("--ratios a,b", "--ratios: 'a,b' is not a comma-separated list"),
   ("--ratios .5,", "--ratios: '.5,' is not a comma-separated list"),
   ("--ratios ''", "--ratios: '' is not a comma-separated list"),
@@ -94,6 +94,7 @@ MISTAKES = [
   ("--seeds 1,1", "--seeds is 1,1: give each value once"),
   ("--seeds 0,-1", "--seeds is 0,-1"),
   ("--depth 21", "--depth is 21: must be 6n + 2"),
+  ("--seed 4294967296", "--seed is 4294967296: must be below 2^32"),
   ("--batch-size 0", "--batch-size is 0"),
   ("--train-examples 0", "--train-examples is 0"),
   ("--validation-examples -1", "--validation-examples is -1"),
@@ -205,9 +206,17 @@ def test_a_plan_counts_the_examples_that_are_left(capsys):
   assert "1037 training images" in capsys.readouterr().out
 
 
-def test_a_plan_refuses_what_training_would(capsys):
-  line = _error(capsys, lambda: _main("--plan --widths 1,.05"))
-  assert "without channels" in line
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    ("--widths 1,.05", "without channels"),
+    ("--train-examples 50001", "--train-examples 50001 of cifar100"),
+    ("--validation-examples 50000", "--validation-examples 50000"),
+    ("--train-examples 100 --batch-size 128", "only 100 training images"),
+  ],
+)
+def test_a_plan_refuses_what_training_would(flags, said, capsys):
+  assert said in _error(capsys, lambda: _main("--plan " + flags))
 
 
 def test_help_names_every_option_with_its_default(capsys):
@@ -291,6 +300,8 @@ def test_quick_changes_what_is_not_given():
 def test_quick_works_with_every_method(method):
   config = configs.resolve(_parse(f"--quick --method {method}"))
   assert config.method == method
+  # Members that are alone already need no second training.
+  assert config.with_solo == (method != "solo")
 
 
 def test_widths_take_the_place_of_an_experiments_ratios():
@@ -320,6 +331,7 @@ def test_a_finished_run_is_only_reported(tiny_method, folder, capsys):
   again = capsys.readouterr().out
   assert runs.contents(folder / "here" / "run" / "checkpoints") == before
   assert "epoch 2/2" not in again
+  assert "finished before" in again
   for shown in (first, again):
     assert "student_1" in shown
     assert shown.rstrip().endswith(str(folder / "here/run/report.html"))
@@ -477,6 +489,7 @@ def test_evaluating_leaves_the_run_as_it_was(trained, capsys):
   [
     (["reprot", "run"], "reprot is no command (did you mean report?)"),
     (["xyz"], "use one of report, evaluate, compare"),
+    ([], "no command was given: use one of report, evaluate, compare"),
     (["report"], "RUN_DIR is missing"),
     (["compare", "../foreign"], "RUN_B is missing"),
     (["report", "nowhere"], "nowhere is no run directory"),

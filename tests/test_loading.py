@@ -68,6 +68,19 @@ def test_a_student_alone_answers_as_it_does_in_the_run(trained, run, digits):
   assert not np.allclose(alone["student_0"], alone["student_1"], atol=1e-2)
 
 
+def test_a_student_can_be_trained_on_by_ordinary_flax_code(trained, digits):
+  # It was trained with statistics over all devices; alone there is no axis.
+  images = digits[0][:8]
+  module, variables = ekd_jax.load_student(trained[4], "student_1")
+  outputs, changed = jax.jit(
+    lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"])
+  )(variables, images)
+  assert outputs.logits.shape == (8, 10)
+  before = variables["batch_stats"]["stem"]["norm"]["mean"]
+  after = changed["batch_stats"]["stem"]["norm"]["mean"]
+  assert not np.allclose(before, after)
+
+
 def test_a_run_is_loaded_whole(trained, run):
   assert run.step == 6
   assert run.config.run_dir == str(trained[4])

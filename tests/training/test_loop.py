@@ -303,7 +303,7 @@ def test_a_complete_run_is_not_trained_again(tmp_path, monkeypatch, unbroken):
     raise AssertionError("a step was built")
 
   monkeypatch.setattr(loop, "make_train_step", refuse)
-  _finish(tiny.config(run_dir))
+  assert "finished before, at step 6" in _finish(tiny.config(run_dir))
   assert runs.contents(run_dir / "checkpoints") == before
   runs.assert_same_result(run_dir, unbroken[0])
 
@@ -353,6 +353,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(value, tmp_path, monkeypatch):
   assert "step 5" in message
   assert "label/student_1" in message
   assert "student_0" not in message
+  assert "the checkpoint of step 4 is kept" in message
   assert "\n" not in message
   assert isinstance(caught.value, UserError)
   # The last good checkpoint is kept, and no number after it.
@@ -390,6 +391,7 @@ def test_a_run_that_diverged_ends_in_the_same_message_again(
     messages.append(str(caught.value))
   assert messages[0] == messages[1]
   assert "--learning-rate" in messages[0]
+  assert "no checkpoint yet" in messages[0]
 
 
 def _with_ensemble(choose):
