@@ -318,8 +318,8 @@ def _check_values(config: Config) -> None:
   )
   require(
     "depth",
-    lambda n: n >= 8 and (n - 2) % 6 == 0,
-    "6n + 2 with n >= 1: 8, 14, 20, 32, 44, 56, 110, 1202, ...",
+    lambda n: 8 <= n <= 10_000 and (n - 2) % 6 == 0,
+    "6n + 2 and at most 10000: 8, 14, 20, 32, 44, 56, 110, 1202, ...",
   )
   require(
     "ratios",

@@ -103,7 +103,7 @@ def make_evaluate(
         totals[name] = totals.get(name, 0.0) + float(value)
     counted = totals.pop("examples")
     scores = {
-      name: total / counted * (1.0 if name.startswith("loss/") else 100.0)
+      name: (1.0 if name.startswith("loss/") else 100.0) * total / counted
       for name, total in totals.items()
     }
     return {"examples": counted, **scores}

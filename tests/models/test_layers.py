@@ -316,10 +316,14 @@ def bfloat16(x):
   return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
 
 
-@pytest.mark.parametrize("layer", [layers.Convolution, layers.Adapter])
-def test_bfloat16_layers_keep_float32_kernels(layer):
-  module = layer(4, dtype=jnp.bfloat16)
-  x = normal(0, 2, 5, 5, 3)
+@pytest.mark.parametrize(
+  "module",
+  [layers.Convolution(4, dtype=jnp.bfloat16), layers.Adapter(4)],
+  ids=["convolution", "adapter"],
+)
+def test_bfloat16_layers_keep_float32_kernels(module):
+  # An adapter computes in the type of the features it is given.
+  x = jnp.asarray(normal(0, 2, 5, 5, 3), jnp.bfloat16)
   variables = module.init(jax.random.key(0), x)
   assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(variables))
   y = module.apply(variables, x)
