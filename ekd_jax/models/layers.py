@@ -13,11 +13,14 @@ dtype of the layer (float32 or bfloat16); statistics are always computed in
 float32 from them.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # As torch's BatchNorm, which the published recipe was run with: the running
 # value keeps 0.9 of itself at every step.
@@ -26,10 +29,19 @@ BATCH_NORM_EPSILON = 1e-5
 
 Initializer = Callable[[jax.Array, Sequence[int], jnp.dtype], jax.Array]
 
-# Standard deviation sqrt(2 / (fan_in + fan_out)), drawn from the normal
-# distribution truncated at two of its own deviations, as JAX has it; torch's
-# function of this name does not truncate. Spread and mean are the same.
-xavier_normal = nn.initializers.xavier_normal()
+
+def xavier_normal(
+  rng: jax.Array, shape: Sequence[int], dtype: jnp.dtype
+) -> jax.Array:
+  """Normal with variance 2 / (fan_in + fan_out), kernel area included.
+
+  As torch's function of this name; JAX's own cuts the tails off.
+  """
+  area = math.prod(shape[:-2])
+  deviation = math.sqrt(2 / (area * (shape[-2] + shape[-1])))
+  return _draw_on_host(
+    rng, shape, dtype, lambda source: source.normal(0, deviation, shape)
+  )
 
 
 def fan_in_uniform(fan_in: int) -> Initializer:
@@ -37,9 +49,45 @@ def fan_in_uniform(fan_in: int) -> Initializer:
   bound = fan_in**-0.5
 
   def init(rng: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
-    return jax.random.uniform(rng, shape, dtype, -bound, bound)
+    return _draw_on_host(
+      rng, shape, dtype, lambda source: source.uniform(-bound, bound, shape)
+    )
 
   return init
+
+
+def _draw_on_host(
+  rng: jax.Array,
+  shape: Sequence[int],
+  dtype: jnp.dtype,
+  draw: Callable[[np.random.RandomState], np.ndarray],
+) -> jax.Array:
+  """Draws with NumPy, because XLA would compile a kernel for every shape.
+
+  Compiling those takes longer than training's own program takes to compile.
+  `RandomState` is the generator whose numbers NumPy promises not to change.
+  """
+
+  def host(key_data: np.ndarray) -> np.ndarray:
+    return draw(np.random.RandomState(np.asarray(key_data))).astype(dtype)
+
+  key_data = jax.random.key_data(rng)
+  if isinstance(key_data, jax.core.Tracer):
+    shape_of = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.pure_callback(host, shape_of, key_data)
+  return host(key_data)
+
+
+def _constant(value: float) -> Initializer:
+  def init(rng: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> Any:
+    del rng
+    return np.full(shape, value, dtype)
+
+  return init
+
+
+_zeros = _constant(0.0)
+_ones = _constant(1.0)
 
 
 class Convolution(nn.Module):
@@ -107,19 +155,24 @@ class BatchNormReLU(nn.Module):
   ) -> jax.Array:
     """[N, H, W, C], optional residual of the same shape -> [N, H, W, C]."""
     channels = x.shape[-1:]
-    scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
-    bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-    running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-    running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+    scale = self.param("scale", _ones, channels, jnp.float32)
+    bias = self.param("bias", _zeros, channels, jnp.float32)
+    running_mean = self.variable(
+      "batch_stats", "mean", np.zeros, channels, np.float32
+    )
+    running_var = self.variable(
+      "batch_stats", "var", np.ones, channels, np.float32
+    )
+    if self.is_initializing():  # Only shapes matter.
+      return x
     x = x.astype(jnp.float32)
     if train:
       mean, var = self._batch_statistics(x)
-      if not self.is_initializing():
-        for running, batch in ((running_mean, mean), (running_var, var)):
-          running.value = (
-            BATCH_NORM_MOMENTUM * running.value
-            + (1 - BATCH_NORM_MOMENTUM) * batch
-          )
+      for running, batch in ((running_mean, mean), (running_var, var)):
+        running.value = (
+          BATCH_NORM_MOMENTUM * running.value
+          + (1 - BATCH_NORM_MOMENTUM) * batch
+        )
     else:
       mean, var = running_mean.value, running_var.value
     factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
@@ -135,7 +188,7 @@ class BatchNormReLU(nn.Module):
     # Means of x and x^2 travel in one all-reduce; centring first would be
     # two, one after the other.
     moments = jnp.stack([x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))])
-    if self.axis_name is not None and not self.is_initializing():
+    if self.axis_name is not None:
       moments = jax.lax.pmean(moments, self.axis_name)
     mean, mean_of_squares = moments
     # Rounding can push the difference below zero for a constant channel.

@@ -1,5 +1,6 @@
 """The layers against NumPy: values, statistics, gradients, devices."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -382,6 +383,23 @@ def test_convolution_kernels_are_xavier_normal():
   # 27,648 numbers: four standard errors of their spread are 1.7 %.
   np.testing.assert_allclose(np.std(kernel), std, rtol=0.017)
   np.testing.assert_allclose(np.mean(kernel), 0, atol=4 * std / 166)
+  # Of a whole normal distribution, 4.55 % lie beyond two deviations; four
+  # standard errors are 0.5 %. A truncated one has none there.
+  beyond = np.mean(np.abs(kernel) > 2 * std)
+  np.testing.assert_allclose(beyond, 0.0455, atol=0.005)
+
+
+def test_numbers_do_not_depend_on_how_a_layer_is_initialised():
+  x = jnp.zeros((1, 3, 3, 4))
+  rng = jax.random.key(3)
+  for layer in (layers.Convolution(5), layers.Adapter(5)):
+    eager = layer.init(rng, x)
+    compiled = jax.jit(layer.init)(rng, x)
+    chex.assert_trees_all_equal(eager, compiled)
+    other = layer.init(jax.random.key(4), x)
+    assert not np.array_equal(
+      eager["params"]["kernel"], other["params"]["kernel"]
+    )
 
 
 def test_dense_kernels_are_xavier_normal_and_biases_uniform():
