@@ -25,6 +25,8 @@ def family(config: Config) -> Family:
     info.image_shape,
     axis_name=methods.AXIS_NAME if config.batch_norm == "global" else None,
     dtype=jnp.dtype(config.precision),
+    formulation=config.conv,
+    scan=config.scan,
   )
 
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from tyro import _errors as tyro_errors
 
 from ekd_jax import config as configs
-from ekd_jax import data
+from ekd_jax import data, process
 from ekd_jax.config import Config
 from ekd_jax.errors import UserError
 
@@ -104,7 +104,10 @@ def parse(
     defaults = dataclasses.replace(defaults, **quick)
   elif _given("--widths", arguments):
     defaults = dataclasses.replace(defaults, ratios=None)
-  flags = [configs.flag(f.name) for f in dataclasses.fields(Config)]
+  flags = [
+    configs.flag(f"no_{f.name}" if f.default is True else f.name)
+    for f in dataclasses.fields(Config)
+  ]
   with tyro_errors.on_parse_error(_raise_user_error(flags)):
     config = tyro.cli(
       Config,
@@ -147,6 +150,7 @@ def evaluate(
   """
   from ekd_jax import loading
 
+  _use_compilation_cache(_console())
   run = loading.load_run(run_dir)
   scores = loading.evaluate(run, data_dir=data_dir)
   table = Table(title=f"test set, {scores['examples']:.0f} images")
@@ -188,6 +192,9 @@ def _main(defaults: Config, description: str, argv: Sequence[str]) -> None:
 
 def _run(config: Config, argv: Sequence[str], console: Console) -> None:
   """Trains everything the config asks for, then reports."""
+  if config.tune_allocator:
+    process.tune_allocator()
+
   from ekd_jax import build, run_directory
   from ekd_jax import report as reports
   from ekd_jax.training import loop
@@ -201,6 +208,8 @@ def _run(config: Config, argv: Sequence[str], console: Console) -> None:
   loop.check_devices(config)
   for run in (config, *runs):
     run_directory.check(pathlib.Path(run.run_dir), run)
+  if config.compilation_cache:
+    _use_compilation_cache(console)
   if config.download and config.data_dir and config.dataset != "digits":
     console.print(
       f"reading {config.dataset} from {config.data_dir}; fetched first if it "
@@ -222,6 +231,12 @@ def _run(config: Config, argv: Sequence[str], console: Console) -> None:
   console.print(
     f"report: {run_dir / 'report.html'}", highlight=False, soft_wrap=True
   )
+
+
+def _use_compilation_cache(console: Console) -> None:
+  problem = process.use_compilation_cache()
+  if problem is not None:
+    console.print(f"warning: {problem}", highlight=False, soft_wrap=True)
 
 
 def _runs(config: Config) -> list[Config]:

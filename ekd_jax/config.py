@@ -164,6 +164,11 @@ class Config:
   # optimizer are float32 in any case.
   precision: Literal["float32", "bfloat16"] = "float32"
 
+  # How convolutions are computed: lax (XLA's own, for GPU and TPU), split
+  # (faster on a CPU), or auto, which chooses by the platform. The same
+  # parameters and, but for rounding, the same numbers.
+  conv: Literal["auto", "lax", "split"] = "auto"
+
   # Seed of everything random.
   seed: Integer = 0
 
@@ -185,6 +190,18 @@ class Config:
   # Steps between the lines of metrics.jsonl.
   log_every: Integer = 50
 
+  # Compile the equal blocks of a stage once and loop over them: auto does so
+  # for deep networks, where it pays.
+  scan: Literal["auto", "on", "off"] = "auto"
+
+  # Do not keep compiled programs in the user's cache directory. (The variable
+  # JAX_COMPILATION_CACHE_DIR names another directory.)
+  compilation_cache: bool = True
+
+  # Leave the C library's allocator as it is; by default, on a CPU with glibc,
+  # it is told to keep freed memory, which makes steps faster.
+  tune_allocator: bool = True
+
   # The embedded digits set, a shallow network, minutes on a laptop.
   quick: bool = False
 
@@ -201,6 +218,10 @@ _FREE_ON_RESUME = frozenset(
     "with_solo",
     "checkpoint_minutes",
     "log_every",
+    "conv",
+    "scan",
+    "compilation_cache",
+    "tune_allocator",
     "quick",
     "plan",
   }

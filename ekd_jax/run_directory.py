@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from ekd_jax import build
+from ekd_jax import build, process
 from ekd_jax.config import Config, flag, from_json, to_json, training_fields
 from ekd_jax.errors import UserError
 
@@ -325,6 +325,8 @@ def _environment() -> dict[str, Any]:
     "platform": devices[0].platform,
     "devices": [str(device) for device in devices],
     "processes": jax.process_count(),
+    "allocator": process.allocator(),
+    "compilation_cache": jax.config.jax_compilation_cache_dir,
     "git_commit": _git_commit(),
   }
 

@@ -67,6 +67,24 @@ def assert_same_shape(
   )
 
 
+def assert_map(
+  name: str, value: jax.Array, shape: str, batch_axis: int
+) -> None:
+  """Asserts a batch axis, and at least one element for each example."""
+  assert_true(
+    -value.ndim <= batch_axis < value.ndim,
+    f"{name} must have shape {shape} with the batch on axis {batch_axis}, got"
+    f" {value.shape}",
+  )
+  per_example = list(value.shape)
+  del per_example[batch_axis]
+  assert_true(
+    len(per_example) >= 1 and 0 not in per_example,
+    f"{name} must have shape {shape} with at least one element per example,"
+    f" got {value.shape}",
+  )
+
+
 def assert_members(
   name: str, members: Sequence[jax.Array], shape: str = "[..., K]"
 ) -> None:

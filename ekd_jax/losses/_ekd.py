@@ -34,6 +34,7 @@ def ekd_loss(
   label_weight: float | jax.Array = 0.7,
   feature_weight: float | jax.Array = 0.15,
   distill_weight: float | jax.Array = 0.15,
+  feature_batch_axis: int = 0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   r"""Computes the EKD training loss and the terms it is made of.
 
@@ -68,6 +69,8 @@ def ekd_loss(
     feature_weight: Weight of the feature term, finite and >= 0.
     distill_weight: Weight of the distillation term, finite and >= 0. Like the
       other three it may be a traced scalar, whose range is then not checked.
+    feature_batch_axis: Which axis of the features is N, for maps in another
+      order than [N, ..., C].
 
   Returns:
     The loss, a float32 scalar, and its unweighted float32 terms, each a mean
@@ -102,7 +105,9 @@ def ekd_loss(
     >>> print(terms["label"].round(4))
     [0.6216 0.7866]
   """
-  _check_arrays(logits, labels, student_features, teacher_features)
+  _check_arrays(
+    logits, labels, student_features, teacher_features, feature_batch_axis
+  )
   _checks.check_temperature(temperature)
   _checks.check_weight("label_weight", label_weight)
   _checks.check_weight("feature_weight", feature_weight)
@@ -117,7 +122,12 @@ def ekd_loss(
     for z in logits
   ]
   feature = [
-    _feature.feature_loss(student, teacher, stop_teacher_gradient=True)
+    _feature.feature_loss(
+      student,
+      teacher,
+      stop_teacher_gradient=True,
+      batch_axis=feature_batch_axis,
+    )
     for features in student_features
     for student, teacher in zip(features, teacher_features, strict=True)
   ]
@@ -162,6 +172,7 @@ def _check_arrays(
   labels: jax.Array,
   student_features: Sequence[Sequence[jax.Array]],
   teacher_features: Sequence[jax.Array],
+  feature_batch_axis: int,
 ) -> None:
   _checks.assert_members("logits", logits, "[N, K]")
   shape = logits[0].shape
@@ -185,10 +196,11 @@ def _check_arrays(
   for b, teacher in enumerate(teacher_features):
     name = f"teacher_features[{b}]"
     _checks.assert_float_array(name, teacher, _MAP)
-    chex.assert_shape(
-      teacher,
-      (batch_size, ...),
-      custom_message=f"{name} must have shape {_MAP} with N = {batch_size}",
+    _checks.assert_map(name, teacher, _MAP, feature_batch_axis)
+    _checks.assert_true(
+      teacher.shape[feature_batch_axis] == batch_size,
+      f"{name} must have shape {_MAP} with N = {batch_size} on axis"
+      f" {feature_batch_axis}, got {teacher.shape}",
     )
 
   num_thinner, num_blocks = len(logits) - 1, len(teacher_features)

@@ -18,6 +18,7 @@ def feature_loss(
   teacher_features: jax.Array,
   *,
   stop_teacher_gradient: bool = True,
+  batch_axis: int = 0,
 ) -> jax.Array:
   r"""Computes the mean squared difference of two feature maps, per example.
 
@@ -33,6 +34,8 @@ def feature_loss(
     teacher_features: The target maps, with shape [N, ..., C].
     stop_teacher_gradient: Whether the teacher is a constant target (the
       default). False also pulls the teacher towards the student.
+    batch_axis: Which axis of the maps is N, for maps in another order than
+      [N, ..., C].
 
   Returns:
     The loss of each example, non-negative, float32, with shape [N].
@@ -64,15 +67,13 @@ def feature_loss(
     teacher_features,
     shape,
   )
-  _checks.assert_true(
-    student_features.ndim >= 2 and 0 not in student_features.shape[1:],
-    f"features must have shape {shape} with at least one element per example,"
-    f" got {student_features.shape}",
-  )
+  _checks.assert_map("features", student_features, shape, batch_axis)
   if stop_teacher_gradient:
     teacher_features = jax.lax.stop_gradient(teacher_features)
   squared_errors = optax.losses.squared_error(
     jnp.asarray(student_features, jnp.float32),
     jnp.asarray(teacher_features, jnp.float32),
   )
-  return jnp.mean(squared_errors, axis=range(1, squared_errors.ndim))
+  axes = list(range(squared_errors.ndim))
+  del axes[batch_axis]
+  return jnp.mean(squared_errors, axis=axes)

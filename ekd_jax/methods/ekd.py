@@ -19,7 +19,7 @@ from ekd_jax.compression import Member
 from ekd_jax.methods import update
 from ekd_jax.methods.interface import Method, State, Student
 from ekd_jax.models import Network, Outputs
-from ekd_jax.models.layers import Adapter
+from ekd_jax.models.layers import Adapter, Maps, arrays_of
 from ekd_jax.models.network import Family, apply_network
 
 
@@ -108,7 +108,7 @@ def ekd(
       )
     return outputs, new_stats
 
-  def adapt(params: Any, name: str, outputs: Outputs) -> list[jax.Array]:
+  def adapt(params: Any, name: str, outputs: Outputs) -> list[Maps]:
     return [
       adapter.apply({"params": params["adapters"][name][f"block_{b}"]}, feature)
       for b, (adapter, feature) in enumerate(
@@ -128,15 +128,20 @@ def ekd(
         params, batch_stats, batch["image"], train=True
       )
       logits = {name: outputs[name].logits for name in names}
+      targets, batch_axis = arrays_of(outputs[names[0]].features)
+      adapted = [
+        arrays_of(adapt(params, name, outputs[name]))[0] for name in names[1:]
+      ]
       loss, terms = losses.ekd_loss(
         list(logits.values()),
         batch["label"],
-        [adapt(params, name, outputs[name]) for name in names[1:]],
-        outputs[names[0]].features,
+        adapted,
+        targets,
         temperature=temperature,
         label_weight=label_weight,
         feature_weight=feature_weight,
         distill_weight=distill_weight,
+        feature_batch_axis=batch_axis,
       )
       metrics = {
         "loss": loss,

@@ -82,12 +82,17 @@ def independent_networks(
     return update.gradient_step(state, loss_function, optimizer)
 
   def predict(state: State, images: jax.Array) -> dict[str, jax.Array]:
-    return update.with_ensemble(
-      {
-        name: student.module.apply(student.variables, images).logits
-        for name, student in students(state).items()
-      }
-    )
+    logits = {}
+    for name, network in networks.items():
+      outputs, _ = apply_network(
+        network,
+        state["params"][name],
+        state["batch_stats"][name],
+        images,
+        train=False,
+      )
+      logits[name] = outputs.logits
+    return update.with_ensemble(logits)
 
   def students(state: State) -> dict[str, Student]:
     alone = family.alone()

@@ -1,8 +1,13 @@
 """The layers all networks are written with.
 
 This file alone knows how maps are laid out in memory and which formulation
-computes a layer; network files only say which layers follow each other. Here
-maps are [N, H, W, C] and convolutions are XLA's own.
+computes a layer; network files only say which layers follow each other, the
+first being `enter`. There are two:
+
+    lax     maps are plain arrays [N, H, W, C], convolutions are XLA's own:
+            right for GPU and TPU, and for a few images at a time
+    split   maps are `BatchLast` [C, H, W, N], convolutions are those of
+            `split`: half the time of the other on a CPU
 
 Parameters have Flax's usual names, shapes and order ("kernel" HWIO, "bias",
 "scale"; running "mean" and "var" in the "batch_stats" collection), whatever
@@ -13,19 +18,105 @@ dtype of the layer (float32 or bfloat16); statistics are always computed in
 float32 from them.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# As torch's BatchNorm, which the published recipe was run with: the running
-# value keeps 0.9 of itself at every step.
-BATCH_NORM_MOMENTUM = 0.9
-BATCH_NORM_EPSILON = 1e-5
+from ekd_jax.models import batch_norm, split
+
+# --- maps ------------------------------------------------------------------
+
+Formulation = Literal["auto", "lax", "split"]
+
+# Below this many images, the axis that split formulations vectorise over is
+# too short for them to win.
+_SPLIT_IMAGES = 16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BatchLast:
+  """Maps with the batch as the contiguous axis.
+
+  A type of its own because [C, H, W, N] and [N, H, W, C] cannot be told apart
+  by shape.
+
+  Attributes:
+    values: [C, H, W, N].
+  """
+
+  values: jax.Array
+
+
+Maps = jax.Array | BatchLast
+
+
+def enter(images: jax.Array, formulation: Formulation) -> Maps:
+  """Brings images [N, H, W, C] into the layout of a formulation.
+
+  Args:
+    images: what a network is given.
+    formulation: "auto" is split for 16 images or more on a CPU, else lax.
+
+  Returns:
+    The same images as maps.
+  """
+  if formulation == "auto":
+    wins = jax.default_backend() == "cpu" and len(images) >= _SPLIT_IMAGES
+    formulation = "split" if wins else "lax"
+  if formulation == "lax":
+    return images
+  return BatchLast(images.transpose(3, 1, 2, 0))
+
+
+def channels(maps: Maps) -> int:
+  """C."""
+  return _values(maps).shape[_channel_axis(maps)]
+
+
+def arrays_of(features: Sequence[Maps]) -> tuple[list[jax.Array], int]:
+  """The arrays of maps and their batch axis, for losses that compare maps."""
+  last = any(isinstance(maps, BatchLast) for maps in features)
+  return [_values(maps) for maps in features], 3 if last else 0
+
+
+def _values(maps: Maps) -> jax.Array:
+  return maps.values if isinstance(maps, BatchLast) else maps
+
+
+def _channel_axis(maps: Maps) -> int:
+  return 0 if isinstance(maps, BatchLast) else 3
+
+
+def _like(maps: Maps, values: jax.Array) -> Maps:
+  return BatchLast(values) if isinstance(maps, BatchLast) else values
+
+
+def _convolve(maps: Maps, kernel: jax.Array, stride: int) -> Maps:
+  """With a kernel of the maps' type, padded (size - 1) // 2 on all sides.
+
+  "SAME" would pad stride-2 convolutions on one side only; the published
+  networks pad on both, as torch does.
+  """
+  if isinstance(maps, BatchLast):
+    return BatchLast(split.convolution(maps.values, kernel, stride))
+  pad = (kernel.shape[0] - 1) // 2
+  return jax.lax.conv_general_dilated(
+    maps,
+    kernel,
+    window_strides=(stride, stride),
+    padding=((pad, pad), (pad, pad)),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+
+
+# --- initialisation --------------------------------------------------------
 
 Initializer = Callable[[jax.Array, Sequence[int], jnp.dtype], jax.Array]
 
@@ -90,11 +181,11 @@ _zeros = _constant(0.0)
 _ones = _constant(1.0)
 
 
+# --- layers ----------------------------------------------------------------
+
+
 class Convolution(nn.Module):
   """A square convolution with torch's symmetric padding and no bias.
-
-  "SAME" would pad stride-2 convolutions on one side only; the published
-  networks pad (size - 1) // 2 on both.
 
   Attributes:
     channels: output channels.
@@ -109,24 +200,18 @@ class Convolution(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Maps) -> Maps:
     """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), channels]."""
-    shape = (self.size, self.size, x.shape[-1], self.channels)
+    shape = (self.size, self.size, channels(x), self.channels)
     kernel = self.param("kernel", xavier_normal, shape, jnp.float32)
-    pad = (self.size - 1) // 2
-    return jax.lax.conv_general_dilated(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      window_strides=(self.stride, self.stride),
-      padding=((pad, pad), (pad, pad)),
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    x = _like(x, _values(x).astype(self.dtype))
+    return _convolve(x, kernel.astype(self.dtype), self.stride)
 
 
 class BatchNormReLU(nn.Module):
   """Batch norm, then an optional residual sum, then an optional ReLU.
 
-  One layer because a formulation may compute the three in one pass.
+  One layer because the three are computed in one pass, see `batch_norm`.
 
   In training, statistics are those of the global batch: means are averaged
   over the devices of `axis_name` before they are used, so results do not
@@ -148,58 +233,47 @@ class BatchNormReLU(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: jax.Array,
-    residual: jax.Array | None = None,
+    x: Maps,
+    residual: Maps | None = None,
     *,
     train: bool,
-  ) -> jax.Array:
+  ) -> Maps:
     """[N, H, W, C], optional residual of the same shape -> [N, H, W, C]."""
-    channels = x.shape[-1:]
-    scale = self.param("scale", _ones, channels, jnp.float32)
-    bias = self.param("bias", _zeros, channels, jnp.float32)
-    running_mean = self.variable(
-      "batch_stats", "mean", np.zeros, channels, np.float32
-    )
-    running_var = self.variable(
-      "batch_stats", "var", np.ones, channels, np.float32
-    )
+    shape = (channels(x),)
+    scale = self.param("scale", _ones, shape, jnp.float32)
+    bias = self.param("bias", _zeros, shape, jnp.float32)
+    mean = self.variable("batch_stats", "mean", np.zeros, shape, np.float32)
+    var = self.variable("batch_stats", "var", np.ones, shape, np.float32)
     if self.is_initializing():  # Only shapes matter.
       return x
-    x = x.astype(jnp.float32)
-    if train:
-      mean, var = self._batch_statistics(x)
-      for running, batch in ((running_mean, mean), (running_var, var)):
-        running.value = (
-          BATCH_NORM_MOMENTUM * running.value
-          + (1 - BATCH_NORM_MOMENTUM) * batch
-        )
-    else:
-      mean, var = running_mean.value, running_var.value
-    factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-    y = x * factor + (bias - mean * factor)
+    values = _values(x).astype(self.dtype)
     if residual is not None:
-      y = y + residual.astype(jnp.float32)
-    if self.relu:
-      y = jax.nn.relu(y)
-    return y.astype(self.dtype)
-
-  def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance per channel over the (global) batch."""
-    # Means of x and x^2 travel in one all-reduce; centring first would be
-    # two, one after the other.
-    moments = jnp.stack([x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))])
-    if self.axis_name is not None:
-      moments = jax.lax.pmean(moments, self.axis_name)
-    mean, mean_of_squares = moments
-    # Rounding can push the difference below zero for a constant channel.
-    return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)
+      residual = _values(residual)
+    inputs = values, residual, scale, bias
+    axis = _channel_axis(x)
+    if not train:
+      return _like(
+        x,
+        batch_norm.normalize_relu(
+          *inputs, mean.value, var.value, self.relu, axis
+        ),
+      )
+    y, batch_mean, batch_var = batch_norm.batch_norm_relu(
+      *inputs, mean.value, self.axis_name, self.relu, axis
+    )
+    for running, batch in ((mean, batch_mean), (var, batch_var)):
+      running.value = (
+        batch_norm.MOMENTUM * running.value + (1 - batch_norm.MOMENTUM) * batch
+      )
+    return _like(x, y)
 
 
 class GlobalAveragePool(nn.Module):
   """The mean of each map, in float32: [N, H, W, C] -> [N, C]."""
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32).mean((1, 2))
+  def __call__(self, x: Maps) -> jax.Array:
+    means = _values(x).astype(jnp.float32).mean((1, 2))
+    return means.T if isinstance(x, BatchLast) else means
 
 
 class Dense(nn.Module):
@@ -236,18 +310,15 @@ class Adapter(nn.Module):
   channels: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Maps) -> Maps:
     """[N, H, W, C] -> [N, H, W, channels]."""
-    fan_in = x.shape[-1]
+    fan_in = channels(x)
     init = fan_in_uniform(fan_in)
     shape = (1, 1, fan_in, self.channels)
     kernel = self.param("kernel", init, shape, jnp.float32)
     bias = self.param("bias", init, (self.channels,), jnp.float32)
-    y = jax.lax.conv_general_dilated(
-      x,
-      kernel.astype(x.dtype),
-      window_strides=(1, 1),
-      padding="VALID",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y + bias.astype(x.dtype)
+    dtype = _values(x).dtype
+    y = _convolve(x, kernel.astype(dtype), stride=1)
+    shape = [1, 1, 1, 1]
+    shape[_channel_axis(x)] = self.channels
+    return _like(x, _values(y) + bias.astype(dtype).reshape(shape))

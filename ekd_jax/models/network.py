@@ -9,12 +9,15 @@ anything with these members, see `Family` and `resnet.CifarResNet`:
     cost(width) -> Cost        parameters and MACs, without building anything
 """
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from ekd_jax.compression import Cost
+from ekd_jax.models.layers import BatchLast, Maps
 
 
 class Outputs(NamedTuple):
@@ -23,11 +26,11 @@ class Outputs(NamedTuple):
   Attributes:
     logits: unnormalised class scores [N, K], float32.
     features: outputs of the compared blocks, B arrays [N, H_b, W_b, C_b] in
-      the compute dtype.
+      the compute dtype; `BatchLast` of them where layers use that layout.
   """
 
   logits: jax.Array
-  features: tuple[jax.Array, ...]
+  features: tuple[Maps, ...]
 
 
 class Family(Protocol):
@@ -54,7 +57,10 @@ class Family(Protocol):
   def width_candidates(self) -> tuple[float, ...]: ...
 
   def alone(self) -> "Family":
-    """The same networks for one device: batch statistics of its own."""
+    """The same networks for one device of any kind: what users are given.
+
+    Batch statistics are the device's own, features plain arrays.
+    """
     ...
 
 
@@ -109,3 +115,71 @@ def apply_network(
     variables, inputs, train=True, mutable=["batch_stats"]
   )
   return outputs, changed["batch_stats"]
+
+
+Scan = Literal["auto", "on", "off"]
+
+# Equal modules in a row from which on a loop compiles much faster than it
+# runs slower; see docs/performance.md.
+_SCANNED_MODULES = 8
+
+
+def scans(scan: Scan, inputs: Maps, count: int) -> bool:
+  """Whether `count` equal modules in a row are compiled once.
+
+  Args:
+    scan: "on" and "off" decide; "auto" is on for many modules in the split
+      formulation. (On a CPU, XLA's own convolutions are slower by far inside
+      a loop.)
+    inputs: what the first of them is given.
+    count: how many there are.
+
+  Returns:
+    Whether to use `scan_modules`.
+  """
+  if scan == "auto":
+    return count >= _SCANNED_MODULES and isinstance(inputs, BatchLast)
+  return scan == "on" and count > 0
+
+
+def scan_modules(
+  parent: nn.Module,
+  module: nn.Module,
+  names: Sequence[str],
+  inputs: Maps,
+  *,
+  train: bool,
+) -> Maps:
+  """Runs equal modules one after the other, as one compiled loop.
+
+  The variables stay those of separate modules: they are stacked for the loop
+  inside the compiled program.
+
+  Args:
+    parent: the module whose submodules they are.
+    module: one of them, without a parent.
+    names: their names.
+    inputs: what the first is given; of the shape that each returns.
+    train: whether batch norm uses (and updates) batch statistics.
+
+  Returns:
+    The output of the last.
+  """
+  variables = [
+    (parent.variables["params"][name], parent.variables["batch_stats"][name])
+    for name in names
+  ]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
+
+  # Checkpointed: each module's input is kept and the rest computed again,
+  # because stacking all that a gradient needs costs more than computing it.
+  @jax.checkpoint
+  def body(x: Maps, one: Any) -> tuple[Maps, Any]:
+    return apply_network(module, *one, x, train=train)
+
+  outputs, batch_stats = jax.lax.scan(body, inputs, stacked)
+  if train:
+    for index, name in enumerate(names):
+      values = jax.tree.map(lambda leaf, i=index: leaf[i], batch_stats)
+      parent.put_variable("batch_stats", name, values)
+  return outputs

@@ -10,6 +10,7 @@ blocks.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from ekd_jax.compression import Cost
 from ekd_jax.errors import UserError
 from ekd_jax.models import layers
-from ekd_jax.models.network import Outputs
+from ekd_jax.models.network import Outputs, Scan, scan_modules, scans
 
 STEM_CHANNELS = 16
 STAGE_CHANNELS = (16, 32, 64)
@@ -27,10 +28,12 @@ STAGE_CHANNELS = (16, 32, 64)
 class _Stem(nn.Module):
   axis_name: str | None
   dtype: jnp.dtype
+  formulation: layers.Formulation
 
   @nn.compact
-  def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-    x = layers.Convolution(STEM_CHANNELS, dtype=self.dtype, name="conv")(images)
+  def __call__(self, images: jax.Array, *, train: bool) -> layers.Maps:
+    x = layers.enter(images, self.formulation)
+    x = layers.Convolution(STEM_CHANNELS, dtype=self.dtype, name="conv")(x)
     return layers.BatchNormReLU(self.axis_name, dtype=self.dtype, name="norm")(
       x, train=train
     )
@@ -43,7 +46,7 @@ class _BasicBlock(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(self, x: layers.Maps, *, train: bool) -> layers.Maps:
     def conv(name: str, size: int, stride: int) -> layers.Convolution:
       return layers.Convolution(
         self.channels, size, stride, dtype=self.dtype, name=name
@@ -55,7 +58,7 @@ class _BasicBlock(nn.Module):
       )
 
     shortcut = x
-    if _needs_projection(x.shape[-1], self.channels, self.stride):
+    if _needs_projection(layers.channels(x), self.channels, self.stride):
       shortcut = conv("shortcut_conv", 1, self.stride)(x)
       shortcut = norm("shortcut_norm", relu=False)(shortcut, train=train)
     x = conv("conv_0", 3, self.stride)(x)
@@ -70,19 +73,30 @@ class _Branch(nn.Module):
   num_classes: int
   axis_name: str | None
   dtype: jnp.dtype
+  scan: Scan
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> Outputs:
+  def __call__(self, x: layers.Maps, *, train: bool) -> Outputs:
     features = []
     for stage, channels in enumerate(self.stage_channels):
-      for block in range(self.blocks_per_stage):
-        x = _BasicBlock(
-          channels,
-          _stride(stage, block),
-          self.axis_name,
-          self.dtype,
-          name=f"stage_{stage}_block_{block}",
-        )(x, train=train)
+
+      def block(
+        stride: int, name: str | None, channels: int = channels, **options: Any
+      ) -> nn.Module:
+        return _BasicBlock(
+          channels, stride, self.axis_name, self.dtype, name=name, **options
+        )
+
+      first, *equal = (
+        f"stage_{stage}_block_{index}" for index in range(self.blocks_per_stage)
+      )
+      x = block(1 if stage == 0 else 2, first)(x, train=train)
+      if not self.is_initializing() and scans(self.scan, x, len(equal)):
+        one = block(1, None, parent=None)
+        x = scan_modules(self, one, equal, x, train=train)
+      else:
+        for name in equal:
+          x = block(1, name)(x, train=train)
       features.append(x)
     x = layers.GlobalAveragePool()(x)
     logits = layers.Dense(self.num_classes, name="head")(x)
@@ -99,6 +113,8 @@ class CifarResNet:
     image_shape: (H, W, C) of the images; what MACs are counted for.
     axis_name: device axis for batch statistics, None for per-device ones.
     dtype: compute dtype of convolutions and maps.
+    formulation: how layers are computed; see `layers.enter`.
+    scan: whether equal blocks are compiled once; see `network.scans`.
   """
 
   depth: int
@@ -106,6 +122,8 @@ class CifarResNet:
   image_shape: tuple[int, int, int] = (32, 32, 3)
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
+  formulation: layers.Formulation = "lax"
+  scan: Scan = "off"
 
   def __post_init__(self):
     if self.depth < 8 or (self.depth - 2) % 6:
@@ -153,12 +171,14 @@ class CifarResNet:
     return channels
 
   def alone(self) -> "CifarResNet":
-    """The same networks for one device: batch statistics of its own."""
-    return dataclasses.replace(self, axis_name=None)
+    """The same networks for one device of any kind, in the plain layout."""
+    return dataclasses.replace(
+      self, axis_name=None, formulation="lax", scan="off"
+    )
 
   def stem(self) -> nn.Module:
     """The common base: images [N, H, W, C] -> [N, H, W, 16]."""
-    return _Stem(self.axis_name, self.dtype)
+    return _Stem(self.axis_name, self.dtype, self.formulation)
 
   def branch(self, width: float) -> nn.Module:
     """The three stages and the head at `width`: -> `Outputs`."""
@@ -168,6 +188,7 @@ class CifarResNet:
       self.num_classes,
       self.axis_name,
       self.dtype,
+      self.scan,
     )
 
   def cost(self, width: float) -> Cost:

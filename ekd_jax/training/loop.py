@@ -37,11 +37,18 @@ class NonFiniteError(UserError):
 
 
 def check_devices(config: Config) -> None:
-  """Refuses a batch that does not divide by the devices.
+  """Refuses what the devices of this machine cannot run.
 
   Raises:
-    UserError: naming the nearest sizes that do.
+    UserError: a batch that does not divide by the devices, naming the nearest
+      sizes that do; a formulation that is not for them.
   """
+  platform = jax.default_backend()
+  if config.conv == "split" and platform != "cpu":
+    raise UserError(
+      f"--conv is split, which is for CPUs, and the devices are {platform}: "
+      "use auto or lax"
+    )
   size, devices = config.batch_size, jax.device_count()
   lower = size // devices * devices
   if lower != size:
