@@ -1,0 +1,177 @@
+"""Are the two implementations the same step? A fast wrong step is no step.
+
+Ours takes one step in float32; PyTorch takes the same one in float64, from
+the same weights on the same batch, and every loss, every gradient, every
+update and every running mean is compared. Weight decay is far larger here
+than in the recipe, so that leaving it out of a parameter would show.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+import timing
+import workload
+from ekd_jax.config import Config
+
+WEIGHT_DECAY = 0.05
+
+# Float32 sums of a whole network's depth.
+LOSS_TOLERANCE = 1e-4
+
+# Relative to the tensor's largest element. An input of a ReLU that is within
+# rounding of zero is on the other side of it in the other implementation, and
+# its gradient is there in one and not in the other: on a small map that moves
+# single tensors by a percent. So the worst tensor gets a tolerance that allows
+# it, and the median over all tensors one that does not.
+WORST_TOLERANCE = 2e-2
+MEDIAN_TOLERANCE = 1e-4
+
+
+class Finding(NamedTuple):
+  """The differences of one kind of quantity.
+
+  Attributes:
+    quantity: what was compared.
+    worst: the largest relative difference.
+    where: the tensor or the term that has it.
+    median: over the tensors or terms.
+    count: how many there are.
+    agrees: whether both are within tolerance.
+  """
+
+  quantity: str
+  worst: float
+  where: str
+  median: float
+  count: int
+  agrees: bool
+
+
+def config(case: Config) -> Config:
+  """The config that a case is checked with."""
+  return dataclasses.replace(case, method="ekd", weight_decay=WEIGHT_DECAY)
+
+
+def run(case: Config) -> list[Finding]:
+  """Takes the step with both, each in a process of its own, and compares."""
+  checked = config(case)
+  ours = timing.in_worker(product, checked)
+  theirs = timing.in_worker(
+    pytorch, checked, workload.stage_channels(checked), ours
+  )
+  return compare(ours, theirs)
+
+
+def product(config: Config) -> dict[str, Any]:
+  """`product_step.one_step`, for a process that has not imported it."""
+  workload.prepare_product()
+  import product_step
+
+  return product_step.one_step(config)
+
+
+def pytorch(
+  config: Config, channels: workload.StageChannels, ours: Mapping[str, Any]
+) -> dict[str, Any]:
+  """`pytorch_step.one_step`, likewise."""
+  import pytorch_step
+
+  return pytorch_step.one_step(config, channels, ours)
+
+
+def compare(
+  ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> list[Finding]:
+  """Compares what `product_step` and `pytorch_step` made of one step.
+
+  Running variances are left out: PyTorch divides them by the count less one.
+  So are the accuracies: two logits that are equal but for rounding decide
+  them.
+  """
+  found = []
+  for kind in ("loss", "label", "feature", "distill"):
+    terms = [n for n in ours["metrics"] if n.split("/")[0] == kind]
+    if terms:
+      found.append(
+        _finding(
+          kind,
+          {n: _relative(ours, theirs, "metrics", n) for n in terms},
+          LOSS_TOLERANCE,
+          LOSS_TOLERANCE,
+        )
+      )
+  paths = list(ours["params"])
+  means = [p for p in ours["batch_stats"] if p.endswith("/mean")]
+  updates = [_with_updates(ours, ours), _with_updates(theirs, ours)]
+  for kind, key, names, (a, b) in (
+    ("gradient", "gradients", paths, (ours, theirs)),
+    ("update", "updates", paths, updates),
+    ("running mean", "new_batch_stats", means, (ours, theirs)),
+  ):
+    found.append(
+      _finding(
+        kind,
+        {name: _relative(a, b, key, name) for name in names},
+        WORST_TOLERANCE,
+        MEDIAN_TOLERANCE,
+      )
+    )
+  return found
+
+
+def table(case: str, findings: list[Finding]) -> Table:
+  """The findings, one row for each kind."""
+  shown = timing.table(
+    f"{case}: ours (float32) against PyTorch (float64), relative differences",
+    ["quantity", "where largest", "agrees", "largest", "median", "tensors"],
+  )
+  for f in findings:
+    shown.add_row(
+      f.quantity,
+      f.where,
+      "yes" if f.agrees else "NO",
+      f"{f.worst:.1e}",
+      f"{f.median:.1e}",
+      str(f.count),
+    )
+  return shown
+
+
+def _finding(
+  quantity: str,
+  differences: Mapping[str, float],
+  worst_tolerance: float,
+  median_tolerance: float,
+) -> Finding:
+  where = max(differences, key=differences.get)
+  worst, median = differences[where], statistics.median(differences.values())
+  # A NaN must not pass, so both are asked to be within, not beyond.
+  agrees = worst <= worst_tolerance and median <= median_tolerance
+  return Finding(quantity, worst, where, median, len(differences), agrees)
+
+
+def _relative(
+  ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str, name: str
+) -> float:
+  """max |ours - theirs| / max |theirs|; infinite where either is not finite."""
+  a = np.asarray(ours[key][name], np.float64)
+  b = np.asarray(theirs[key][name], np.float64)
+  difference = np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)
+  return float(difference) if np.isfinite(difference) else np.inf
+
+
+def _with_updates(
+  side: Mapping[str, Any], start: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What the step added to the parameters."""
+  return {
+    "updates": {
+      path: np.asarray(value, np.float64) - start["params"][path]
+      for path, value in side["new_params"].items()
+    }
+  }

@@ -1,0 +1,45 @@
+"""What the benchmarks' command lines have in common."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+from rich.console import Console
+
+from ekd_jax.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+Options = TypeVar("Options")
+
+
+def main(
+  options_type: type[Options],
+  run: Callable[[Options, Console], None],
+  arguments: Sequence[str] | None = None,
+) -> None:
+  """Parses the arguments and runs; a `UserError` is one line and exit code 2.
+
+  Args:
+    options_type: a dataclass; its comments are the help texts.
+    run: (options, console) -> None.
+    arguments: those of the process by default.
+  """
+  options = tyro.cli(
+    options_type,
+    args=arguments,
+    config=(tyro.conf.FlagCreatePairsOff,),
+  )
+  # A pipe has no width; folding columns at 80 would break numbers.
+  console = Console() if sys.stdout.isatty() else Console(width=120)
+  try:
+    run(options, console)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def say(console: Console, line: str) -> None:
+  """Tells what takes so long."""
+  console.print(line, style="dim", highlight=False, soft_wrap=True)

@@ -1,0 +1,175 @@
+"""The two implementations are the same step, and a wrong one is noticed."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import check
+import command_line
+import timing
+import train_step
+import workload
+from ekd_jax import data
+from ekd_jax.config import Config
+from tests.reference import augment as reference
+
+TINY = Config(depth=8, widths=(1.0, 0.4), dataset="digits", batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def pytorch_step():
+  reason = "PyTorch is not installed: pip install -e '.[bench]'"
+  pytest.importorskip("torch", reason=reason)
+  import pytorch_step
+
+  return pytorch_step
+
+
+@pytest.fixture(scope="module")
+def ours():
+  import product_step
+
+  return product_step.one_step(check.config(TINY))
+
+
+def _disagreements(pytorch_step, ours, **options):
+  config = dataclasses.replace(check.config(TINY), **options)
+  channels = workload.stage_channels(config)
+  theirs = pytorch_step.one_step(config, channels, ours)
+  findings = check.compare(ours, theirs)
+  return {f.quantity for f in findings if not f.agrees}
+
+
+def test_both_take_the_same_step(pytorch_step, ours):
+  assert _disagreements(pytorch_step, ours) == set()
+
+
+@pytest.mark.parametrize(
+  "option, value, noticed",
+  [
+    ("temperature", 3.0, "distill"),
+    ("label_weight", 0.6, "gradient"),
+    ("feature_weight", 0.2, "gradient"),
+    ("distill_weight", 0.2, "gradient"),
+    ("learning_rate", 0.05, "update"),
+    ("momentum", 0.8, "update"),
+    ("weight_decay", 0.0, "update"),
+    ("adapter_learning_rate", 1.0, "update"),
+  ],
+)
+def test_a_wrong_step_is_noticed(pytorch_step, ours, option, value, noticed):
+  assert noticed in _disagreements(pytorch_step, ours, **{option: value})
+
+
+def test_a_value_that_is_not_finite_is_noticed(ours):
+  path = "stem/conv/kernel"
+  gradients = ours["gradients"] | {path: np.nan * ours["gradients"][path]}
+  findings = check.compare(ours, {**ours, "gradients": gradients})
+  (broken,) = [f for f in findings if not f.agrees]
+  assert (broken.quantity, broken.where) == ("gradient", path)
+
+
+def test_pytorch_crops_and_flips(pytorch_step):
+  import torch
+
+  info = dataclasses.replace(data.info("digits"), flip=True)
+  images = workload.examples(TINY)["image"]
+  found = pytorch_step.augment(torch.from_numpy(images), info).numpy()
+  sides = range(2 * info.crop_padding + 1)
+  choices = [(r, c, flip) for r in sides for c in sides for flip in (0, 1)]
+  seen = set()
+  for image, result in zip(images, found, strict=True):
+    matches = [
+      (r, c, flip)
+      for r, c, flip in choices
+      if np.allclose(
+        reference.normalize(
+          reference.crop_and_flip(image, (r, c), flip, info.crop_padding),
+          info.mean,
+          info.std,
+        ),
+        result.transpose(1, 2, 0),
+        atol=1e-5,
+      )
+    ]
+    assert len(matches) == 1
+    seen.update(matches)
+  assert len(seen) > len(choices) / 2
+
+
+def test_a_failed_check_ends_the_run(monkeypatch, capsys):
+  wrong = check.Finding("distill", 0.04, "distill/student_1", 0.03, 2, False)
+  monkeypatch.setattr(check, "run", lambda config: [wrong])
+  monkeypatch.setattr(workload, "require_pytorch", lambda command: None)
+  with pytest.raises(SystemExit) as caught:
+    _main("--check", "--case", "resnet20x5")
+  assert caught.value.code == 1
+  assert capsys.readouterr().err == (
+    "error: the two steps are not the same: resnet20x5 distill (4.0e-02 at "
+    "distill/student_1)\n"
+  )
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (
+      ["--against", "eager"],
+      "benchmarks/train_step.py needs PyTorch: pip install -e '.[bench]'",
+    ),
+    (
+      ["--against", "solo", "--check"],
+      "benchmarks/train_step.py needs PyTorch: pip install -e '.[bench]'",
+    ),
+    (
+      ["--against", "solo,lazy"],
+      "--against lazy is not possible: choose of eager,channels_last,compile,"
+      "solo_each,solo,dml",
+    ),
+    (["--pairs", "0"], "--pairs is 0: at least 1"),
+  ],
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
+  monkeypatch.setitem(sys.modules, "torch", None)  # As if not installed.
+  with pytest.raises(SystemExit) as caught:
+    _main(*arguments)
+  assert caught.value.code == 2
+  assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_without_a_compiler_that_row_is_skipped(monkeypatch, capsys, tmp_path):
+  monkeypatch.setattr(workload, "compiler", lambda: None)
+  monkeypatch.setattr(workload, "require_pytorch", lambda command: None)
+  monkeypatch.setattr(timing, "worker", contextlib.nullcontext)
+  monkeypatch.setattr(
+    timing, "alternate", lambda a, b, pairs, steps: [timing.Pair(1.0, 2.0)]
+  )
+  records = tmp_path / "records.json"
+  _main("--case", "resnet20x5", "--json", str(records))
+  assert "skipped: no compiler" in capsys.readouterr().out
+  opponents = [record["b"] for record in json.loads(records.read_text())]
+  assert opponents == ["eager", "channels_last", "solo_each", "solo", "dml"]
+
+
+@pytest.mark.slow
+def test_whole_runs(monkeypatch, pytorch_step, tmp_path):
+  monkeypatch.setattr(workload, "CASES", {"tiny": TINY})
+  records = tmp_path / "records.json"
+  options = train_step.Options(
+    against="eager,channels_last,solo_each,solo,dml",
+    pairs=1,
+    steps=1,
+    check=True,
+    json=str(records),
+  )
+  train_step.run(options, Console())
+  assert len(json.loads(records.read_text())) == 5
+
+
+def _main(*arguments):
+  command_line.main(train_step.Options, train_step.run, arguments)
