@@ -69,7 +69,7 @@ def run(case: Config) -> list[Finding]:
 
 def product(config: Config) -> dict[str, Any]:
   """`product_step.one_step`, for a process that has not imported it."""
-  workload.prepare_product()
+  workload.prepare_product(config)
   import product_step
 
   return product_step.one_step(config)

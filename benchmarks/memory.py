@@ -81,7 +81,7 @@ def cases(which: str) -> dict[str, Config]:
 
 def product(config: Config, steps: int) -> dict[str, int]:
   """Our step: bytes that XLA plans with, and resident bytes."""
-  workload.prepare_product()
+  workload.prepare_product(config)
   import jax
 
   import product_step

@@ -55,6 +55,11 @@ class Options:
   # Training steps of each run.
   steps: int = 3
 
+  # As the flags of a training.
+  conv: Literal["auto", "lax", "split"] = "auto"
+  scan: Literal["auto", "on", "off"] = "auto"
+  tune_allocator: bool = True
+
   # First compare losses and gradients with PyTorch's; stop if they differ.
   check: bool = False
 
@@ -76,7 +81,15 @@ def run(options: Options, console: Console) -> None:
     workload.require_pytorch("benchmarks/train_step.py")
   timing.write_json(options.json, [])
   names = list(workload.CASES) if options.case == "all" else [options.case]
-  cases = {name: workload.config(name) for name in names}
+  cases = {
+    name: workload.config(
+      name,
+      conv=options.conv,
+      scan=options.scan,
+      tune_allocator=options.tune_allocator,
+    )
+    for name in names
+  }
   if options.check:
     check_cases(cases, console)
   records, skipped = [], []

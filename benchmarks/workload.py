@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ekd_jax import data
+from ekd_jax import data, process
 from ekd_jax.config import Config
 from ekd_jax.errors import UserError
 
@@ -92,14 +92,18 @@ def compiler() -> str | None:
   return shutil.which(os.environ.get("CXX", default))
 
 
-def prepare_product() -> None:
-  """Settings of a process that runs ours, made before JAX is imported."""
+def prepare_product(config: Config) -> None:
+  """What the command line sets for its process, before JAX is imported."""
   os.environ["JAX_PLATFORMS"] = "cpu"
+  if config.tune_allocator:
+    process.tune_allocator()
+  if config.compilation_cache:
+    process.use_compilation_cache()
 
 
 def product(config: Config) -> Run:
   """Our own step, as the training loop runs it."""
-  prepare_product()
+  prepare_product(config)
   import product_step
 
   return product_step.prepare(config)
@@ -107,7 +111,7 @@ def product(config: Config) -> Run:
 
 def product_alone(config: Config) -> Run:
   """Every member in a solo step of its own, one after the other."""
-  prepare_product()
+  prepare_product(config)
   import product_step
   from ekd_jax import build
 
