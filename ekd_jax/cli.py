@@ -194,6 +194,7 @@ def _run(config: Config, argv: Sequence[str], console: Console) -> None:
   """Trains everything the config asks for, then reports."""
   if config.tune_allocator:
     process.tune_allocator()
+  import jax
 
   from ekd_jax import build, run_directory
   from ekd_jax import report as reports
@@ -204,7 +205,7 @@ def _run(config: Config, argv: Sequence[str], console: Console) -> None:
   # Everything that can be refused is, before the first file is written or
   # fetched.
   build.members(config)
-  _training_examples(config)
+  _training_examples(config, jax.device_count())
   loop.check_devices(config)
   for run in (config, *runs):
     run_directory.check(pathlib.Path(run.run_dir), run)
@@ -271,8 +272,12 @@ def _runs(config: Config) -> list[Config]:
   ]
 
 
-def _training_examples(config: Config) -> int:
+def _training_examples(config: Config, devices: int = 1) -> int:
   """How many images are trained on; needs no data.
+
+  Args:
+    config: what is to be trained.
+    devices: how many a batch must divide by.
 
   Raises:
     UserError: more than there are, or fewer than one batch takes.
@@ -287,7 +292,7 @@ def _training_examples(config: Config) -> int:
   if config.batch_size > examples:
     raise UserError(
       f"--batch-size is {config.batch_size} but there are only {examples} "
-      f"training images: use at most {examples}"
+      f"training images: use at most {examples // devices * devices}"
     )
   return examples
 

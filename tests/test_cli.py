@@ -121,7 +121,7 @@ MISTAKES = [
   # Batches.
   (
     "--train-examples 31",
-    "--batch-size is 32 but there are only 31 training images: use at most 31",
+    "--batch-size is 32 but there are only 31 training images: use at most 28",
   ),
   (
     "--batch-size 30",
