@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -38,6 +38,17 @@ def main(
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
+
+
+def require_at_least_one(options: Any, *names: str) -> None:
+  """Refuses counts that leave nothing to measure.
+
+  Raises:
+    UserError: naming the option.
+  """
+  for name in names:
+    if getattr(options, name) < 1:
+      raise UserError(f"--{name} is {getattr(options, name)}: at least 1")
 
 
 def say(console: Console, line: str) -> None:

@@ -16,6 +16,7 @@ import workload
 from ekd_jax import build, data
 from ekd_jax.config import Config
 from ekd_jax.data import augment
+from ekd_jax.methods.interface import Method
 from ekd_jax.training import parallel
 from ekd_jax.training.step import init_state, make_train_step
 
@@ -34,23 +35,43 @@ class Program(NamedTuple):
   inputs: tuple[Any, Any]
 
 
-def program(config: Config) -> Program:
-  """The training step of the config, on one device."""
-  devices = jax.devices()[:1]
+def program(
+  config: Config,
+  *,
+  device_count: int = 1,
+  batches: int = workload.BATCHES,
+  change: Callable[[Method], Method] | None = None,
+) -> Program:
+  """The training step of the config.
+
+  Args:
+    config: what is trained.
+    device_count: how many devices share the batch.
+    batches: of the data set, which is in device memory.
+    change: what to do to the method, if anything; the step around it stays.
+
+  Returns:
+    The `Program`.
+  """
+  devices = jax.devices()[:device_count]
   info = data.info(config.dataset)
   method = build.method(config, workload.TOTAL_STEPS)
+  if change is not None:
+    method = change(method)
   train_step = parallel.per_device(
     make_train_step(
       method,
       info,
       batch_size=config.batch_size,
-      steps_per_epoch=workload.BATCHES,
+      steps_per_epoch=batches,
     ),
     devices,
     donate_argnums=(0,),
   )
-  examples = workload.examples(config)
-  order = np.arange(len(examples["label"]), dtype=np.int32)
+  examples = workload.examples(config, batches=batches)
+  # Shuffled as in a training: a batch is gathered from all over the memory.
+  count = len(examples["label"])
+  order = np.random.default_rng(0).permutation(count).astype(np.int32)
   return Program(
     train_step,
     parallel.replicate(init_state(method, info, config.seed), devices),
@@ -61,9 +82,14 @@ def program(config: Config) -> Program:
   )
 
 
-def prepare(config: Config) -> workload.Run:
-  """Compiles the step, trains for two, and returns `run(steps)`."""
-  train_step, state, inputs = program(config)
+def prepare(config: Config, **options: Any) -> workload.Run:
+  """Compiles the step, trains for two, and returns `run(steps)`.
+
+  Args:
+    config: what is trained.
+    **options: of `program`.
+  """
+  train_step, state, inputs = program(config, **options)
 
   def run(steps: int) -> None:
     nonlocal state

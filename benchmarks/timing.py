@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import multiprocessing
+import operator
 import pathlib
 import statistics
 import time
@@ -128,8 +129,31 @@ def alternate(
   Raises:
     WorkerError: a worker failed, or worked while it was not its turn.
   """
+  return [Pair(*turns) for turns in rounds([a, b], count=pairs, steps=steps)]
+
+
+def rounds(
+  programs: Sequence[Callable[[int], Turn]], *, count: int, steps: int
+) -> list[list[float]]:
+  """Runs A B C ... A B C ..., so that drift meets all alike.
+
+  Args:
+    programs: each in a `worker`.
+    count: how often every one of them runs.
+    steps: of each turn.
+
+  Returns:
+    Seconds per step, [count][program].
+
+  Raises:
+    WorkerError: a worker failed, or worked while it was not its turn.
+  """
   return [
-    Pair(_turn(a, steps, idle=b), _turn(b, steps, idle=a)) for _ in range(pairs)
+    [
+      _turn(working, steps, idle=[p for p in programs if p is not working])
+      for working in programs
+    ]
+    for _ in range(count)
   ]
 
 
@@ -197,18 +221,22 @@ def _itself(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _turn(
-  working: Callable[[int], Turn], steps: int, *, idle: Callable[[int], Turn]
+  working: Callable[[int], Turn],
+  steps: int,
+  *,
+  idle: Sequence[Callable[[int], Turn]],
 ) -> float:
-  """Seconds per step of `working`, having made sure that `idle` was."""
+  """Seconds per step of `working`, having made sure that the others waited."""
   time.sleep(PAUSE_SECONDS)
-  before = idle(0).processor_seconds
+  before = [other(0).processor_seconds for other in idle]
   seconds = working(steps).seconds
-  used = idle(0).processor_seconds - before
-  if used > IDLE_SECONDS + IDLE_SHARE * steps * seconds:
-    raise WorkerError(
-      f"a process used {used:.2f} s of processor time within {steps} steps of "
-      "the other one: the comparison is void"
-    )
+  after = [other(0).processor_seconds for other in idle]
+  for used in map(operator.sub, after, before):
+    if used > IDLE_SECONDS + IDLE_SHARE * steps * seconds:
+      raise WorkerError(
+        f"a process used {used:.2f} s of processor time within {steps} steps "
+        "of another one: the comparison is void"
+      )
   return seconds
 
 

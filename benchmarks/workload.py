@@ -52,11 +52,13 @@ def cores() -> int:
   return os.cpu_count()
 
 
-def examples(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
+def examples(
+  config: Config, seed: int = 0, *, batches: int = BATCHES
+) -> dict[str, np.ndarray]:
   """Random images "image" [N, H, W, C] uint8 and labels "label" [N] int32."""
   info = data.info(config.dataset)
   source = np.random.default_rng(seed)
-  count = BATCHES * config.batch_size
+  count = batches * config.batch_size
   return {
     "image": source.integers(
       0, 256, (count, *info.image_shape), dtype=np.uint8
@@ -92,9 +94,15 @@ def compiler() -> str | None:
   return shutil.which(os.environ.get("CXX", default))
 
 
-def prepare_product(config: Config) -> None:
-  """What the command line sets for its process, before JAX is imported."""
-  os.environ["JAX_PLATFORMS"] = "cpu"
+def prepare_product(config: Config, platform: str | None = "cpu") -> None:
+  """What the command line sets for its process, before JAX is imported.
+
+  Args:
+    config: what will be trained.
+    platform: where; None for what JAX finds.
+  """
+  if platform is not None:
+    os.environ["JAX_PLATFORMS"] = platform
   if config.tune_allocator:
     process.tune_allocator()
   if config.compilation_cache:

@@ -41,6 +41,13 @@ def test_programs_take_turns(no_pause):
   assert log == [("a", 5), ("b", 5)] * 3
 
 
+def test_any_number_of_programs_takes_turns(no_pause):
+  log = []
+  programs = [_program(log, name, s) for s, name in enumerate("abc", 1)]
+  assert timing.rounds(programs, count=2, steps=5) == [[1, 2, 3]] * 2
+  assert log == [("a", 5), ("b", 5), ("c", 5)] * 2
+
+
 def test_a_program_that_works_while_it_waits_voids_the_comparison(no_pause):
   a = _program([], "a", 2.0)
   b = _program([], "b", 4.0, idle_use=0.5)
