@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ekd_jax.errors import UserError
-from ekd_jax.models import CifarResNet, Network, Outputs, batch_norm, layers
+from ekd_jax.models import CifarResNet, Network, Outputs, layers
 from ekd_jax.models.network import scans
 from tests.models import formulations
 from tests.models.common import random_like
@@ -355,33 +355,6 @@ WAYS = [(name, scan) for name in formulations.NAMES for scan in ("off", "on")]
 
 def variant(formulation="lax", scan="off"):
   return CifarResNet(DEPTH, 10, IMAGE_SHAPE, formulation=formulation, scan=scan)
-
-
-@pytest.fixture
-def smooth(monkeypatch):
-  """Puts tanh in the place of every ReLU.
-
-  A ReLU whose input is within rounding of zero may open in one formulation
-  and stay shut in the other, after which gradients differ by far more than
-  rounding. What the ReLU does is tested layer by layer.
-  """
-  in_training, in_evaluation = (
-    batch_norm.batch_norm_relu,
-    batch_norm.normalize_relu,
-  )
-
-  def smooth_in_training(*args):
-    *args, relu, channel_axis = args
-    y, mean, var = in_training(*args, False, channel_axis)
-    return jnp.tanh(y) if relu else y, mean, var
-
-  def smooth_in_evaluation(*args):
-    *args, relu, channel_axis = args
-    y = in_evaluation(*args, False, channel_axis)
-    return jnp.tanh(y) if relu else y
-
-  monkeypatch.setattr(batch_norm, "batch_norm_relu", smooth_in_training)
-  monkeypatch.setattr(batch_norm, "normalize_relu", smooth_in_evaluation)
 
 
 def values_and_gradients(network, variables, images, cotangents):
