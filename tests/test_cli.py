@@ -15,6 +15,7 @@ import pytest
 from ekd_jax import build, cli
 from ekd_jax import config as configs
 from ekd_jax.config import Config
+from ekd_jax.training import loop
 from tests import runs, tiny
 
 DEFAULTS = Config(dataset="cifar100", depth=110)
@@ -79,6 +80,10 @@ MISTAKES = [
   ("--precision float16", "choose one of float32, bfloat16"),
   ("--batch-norm sync", "choose one of global, local"),
   ("--base-gradients none", "choose one of all, first"),
+  ("--conv im2col", "--conv im2col is not possible: choose one of auto, lax"),
+  ("--scan yes", "--scan yes is not possible: choose one of auto, on, off"),
+  ("--compilation-cache", "did you mean --no-compilation-cache?"),
+  ("--tune-allocator", "did you mean --no-tune-allocator?"),
   # Values out of range.
   ("--epochs 0", "--epochs is 0: must be a whole number of at least 1"),
   ("--epochs -1", "--epochs is -1"),
@@ -158,6 +163,26 @@ def test_what_is_fine_is_not_refused(folder, capsys, monkeypatch):
   monkeypatch.setattr("ekd_jax.training.loop.train", train)
   with pytest.raises(Started):
     _main(FINE)
+
+
+def test_split_convolutions_are_refused_where_there_is_no_cpu(
+  folder, capsys, monkeypatch
+):
+  monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+  before = runs.contents(folder)
+  line = _error(capsys, lambda: _main(FINE + "--conv split"))
+  assert "--conv is split, which is for CPUs, and the devices are gpu" in line
+  assert "use auto or lax" in line
+  assert runs.contents(folder) == before
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("conv", ["auto", "lax", "split"])
+def test_other_formulations_are_for_every_platform(conv, platform, monkeypatch):
+  if (conv, platform) == ("split", "gpu"):
+    pytest.skip("refused, see above")
+  monkeypatch.setattr("jax.default_backend", lambda: platform)
+  loop.check_devices(Config(batch_size=32, conv=conv))
 
 
 @pytest.mark.parametrize("flags", ["--seeds 0,1", "--with-solo"])
@@ -347,6 +372,16 @@ def test_other_options_are_refused_by_name(tiny_method, folder, capsys):
   line = _error(capsys, lambda: _train("--seeds 0,1"))
   assert "--seeds" in line
   assert runs.contents(folder) == before
+
+
+def test_a_run_goes_on_in_another_formulation(tiny_method, folder, capsys):
+  _train("--conv lax --scan off")
+  capsys.readouterr()
+  _train("--conv split --scan on --no-compilation-cache --no-tune-allocator")
+  assert "finished before" in capsys.readouterr().out
+  # The record says what was used last.
+  config = json.loads((folder / "here" / "run" / "config.json").read_text())
+  assert (config["conv"], config["scan"]) == ("split", "on")
 
 
 def test_solo_can_be_added_to_a_finished_run(tiny_method, folder, capsys):
