@@ -34,7 +34,7 @@ CACHE_OPTIONS = (
 @pytest.fixture
 def caches(tmp_path, monkeypatch):
   """A user's cache directory, as long as JAX has been told of none."""
-  before = {name: jax.config.read(name) for name in CACHE_OPTIONS}
+  before = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
   jax.config.update("jax_compilation_cache_dir", None)
   directory = tmp_path / "caches"
   monkeypatch.setattr(
@@ -46,7 +46,7 @@ def caches(tmp_path, monkeypatch):
 
 
 def _cache_settings():
-  return {name: jax.config.read(name) for name in CACHE_OPTIONS}
+  return {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
 
 
 # Compiled programs.
