@@ -178,7 +178,10 @@ def test_split_convolutions_are_refused_where_there_is_no_cpu(
 
 @pytest.mark.parametrize(
   ("conv", "platform"),
-  [("split", "cpu"), *((c, p) for c in ("auto", "lax") for p in ("cpu", "gpu"))],
+  [
+    ("split", "cpu"),
+    *((c, p) for c in ("auto", "lax") for p in ("cpu", "gpu")),
+  ],
 )
 def test_other_formulations_are_for_every_platform(conv, platform, monkeypatch):
   monkeypatch.setattr("jax.default_backend", lambda: platform)
