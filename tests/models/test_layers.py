@@ -143,6 +143,15 @@ def test_convolution_has_a_kernel_and_no_bias():
   assert shapes["params"]["kernel"].shape == (3, 3, 5, 6)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_kernel_without_a_middle_is_refused(size, form):
+  """The formulations would not even agree on the shape of the result."""
+  with pytest.raises(ValueError, match=f"size is {size}: .*odd"):
+    layers.Convolution(4, size).init(
+      jax.random.key(0), form.maps(jnp.zeros((1, 6, 6, 3)))
+    )
+
+
 # --- batch norm on one device -----------------------------------------------
 
 
@@ -464,6 +473,18 @@ def test_bfloat16_batch_norm_keeps_float32_statistics(form):
     expected = reference.running(variables["batch_stats"][name], batch)
     # Thousands of times finer than bfloat16.
     np.testing.assert_allclose(stats[name], expected, rtol=2e-6)
+
+
+def test_a_residual_of_another_type_gets_a_gradient_of_its_own(form):
+  layer = layers.BatchNormReLU(dtype=jnp.bfloat16)
+  x, residual = normal(0, 2, 3, 3, CHANNELS), normal(1, 2, 3, 3, CHANNELS)
+
+  def total(x, residual):
+    y, _ = form.train_norm(layer, norm_variables(), x, residual)
+    return y.astype(jnp.float32).sum()
+
+  gradients = jax.grad(total, (0, 1))(x, residual)
+  assert [g.dtype for g in gradients] == 2 * [jnp.dtype("float32")]
 
 
 def test_head_and_pool_return_float32_for_bfloat16_maps(form):
