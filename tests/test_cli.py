@@ -15,6 +15,7 @@ import pytest
 from ekd_jax import build, cli
 from ekd_jax import config as configs
 from ekd_jax.config import Config
+from ekd_jax.training import loop
 from tests import runs, tiny
 
 DEFAULTS = Config(dataset="cifar100", depth=110)
@@ -79,6 +80,10 @@ MISTAKES = [
   ("--precision float16", "choose one of float32, bfloat16"),
   ("--batch-norm sync", "choose one of global, local"),
   ("--base-gradients none", "choose one of all, first"),
+  ("--conv im2col", "--conv im2col is not possible: choose one of auto, lax"),
+  ("--scan yes", "--scan yes is not possible: choose one of auto, on, off"),
+  ("--compilation-cache", "did you mean --no-compilation-cache?"),
+  ("--tune-allocator", "did you mean --no-tune-allocator?"),
   # Values out of range.
   ("--epochs 0", "--epochs is 0: must be a whole number of at least 1"),
   ("--epochs -1", "--epochs is -1"),
@@ -160,6 +165,29 @@ def test_what_is_fine_is_not_refused(folder, capsys, monkeypatch):
     _main(FINE)
 
 
+def test_split_convolutions_are_refused_where_there_is_no_cpu(
+  folder, capsys, monkeypatch
+):
+  monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+  before = runs.contents(folder)
+  line = _error(capsys, lambda: _main(FINE + "--conv split"))
+  assert "--conv is split, which is for CPUs, and the devices are gpu" in line
+  assert "use auto or lax" in line
+  assert runs.contents(folder) == before
+
+
+@pytest.mark.parametrize(
+  ("conv", "platform"),
+  [
+    ("split", "cpu"),
+    *((c, p) for c in ("auto", "lax") for p in ("cpu", "gpu")),
+  ],
+)
+def test_other_formulations_are_for_every_platform(conv, platform, monkeypatch):
+  monkeypatch.setattr("jax.default_backend", lambda: platform)
+  loop.check_devices(Config(batch_size=32, conv=conv))
+
+
 @pytest.mark.parametrize("flags", ["--seeds 0,1", "--with-solo"])
 def test_a_foreign_directory_in_the_place_of_a_part_is_refused(
   flags, folder, capsys
@@ -225,7 +253,9 @@ def test_help_names_every_option_with_its_default(capsys):
   assert caught.value.code == 0
   shown = capsys.readouterr().out
   for field in dataclasses.fields(Config):
-    assert f"{configs.flag(field.name)} " in shown + " ", field.name
+    # What is on by default has a switch that turns it off.
+    name = f"no_{field.name}" if field.default is True else field.name
+    assert f"{configs.flag(name)} " in shown + " ", field.name
   assert "Trains." in shown
   text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", shown).split())
   assert "Learning rate at the start. (default: 0.1)" in text
@@ -347,6 +377,16 @@ def test_other_options_are_refused_by_name(tiny_method, folder, capsys):
   line = _error(capsys, lambda: _train("--seeds 0,1"))
   assert "--seeds" in line
   assert runs.contents(folder) == before
+
+
+def test_a_run_goes_on_in_another_formulation(tiny_method, folder, capsys):
+  _train("--conv lax --scan off")
+  capsys.readouterr()
+  _train("--conv split --scan on --no-compilation-cache --no-tune-allocator")
+  assert "finished before" in capsys.readouterr().out
+  # The record says what was used last.
+  config = json.loads((folder / "here" / "run" / "config.json").read_text())
+  assert (config["conv"], config["scan"]) == ("split", "on")
 
 
 def test_solo_can_be_added_to_a_finished_run(tiny_method, folder, capsys):

@@ -202,6 +202,8 @@ class Convolution(nn.Module):
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
     """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), channels]."""
+    if self.size % 2 == 0:
+      raise ValueError(f"size is {self.size}: a kernel has an odd side")
     shape = (self.size, self.size, channels(x), self.channels)
     kernel = self.param("kernel", xavier_normal, shape, jnp.float32)
     x = _like(x, _values(x).astype(self.dtype))
@@ -248,7 +250,7 @@ class BatchNormReLU(nn.Module):
       return x
     values = _values(x).astype(self.dtype)
     if residual is not None:
-      residual = _values(residual)
+      residual = _values(residual).astype(self.dtype)
     inputs = values, residual, scale, bias
     axis = _channel_axis(x)
     if not train:

@@ -1,5 +1,7 @@
 """The EKD objective: its value, its terms and where its gradients go."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -258,6 +260,49 @@ def test_a_label_out_of_range_is_not_trained_on(label, num_classes):
   labels = np.array([label], np.int8 if label < 0 else np.int32)
   loss, _ = compiled_loss([jnp.ones((1, num_classes))], labels, [], [])
   assert np.isnan(loss)
+
+
+@pytest.mark.parametrize("axis", [1, 3, -1])
+def test_features_may_have_their_batch_on_another_axis(axis):
+  inputs = random_inputs(12, 3, 4, 5, [(2, 2, 3), (1, 3, 2)])
+  logits, labels, students, teacher = inputs
+  move = functools.partial(np.moveaxis, source=0, destination=axis)
+  moved = logits, labels, *jax.tree.map(move, (students, teacher))
+
+  def loss(logits, students, teacher, axis):
+    return losses.ekd_loss(
+      logits, labels, students, teacher, feature_batch_axis=axis
+    )
+
+  run = jax.jit(
+    jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3
+  )
+  value, pulled = run(logits, students, teacher, 0)
+  moved_value, moved_pulled = run(logits, *moved[2:], axis)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5), moved_value, value
+  )
+  by_logits, *by_features = pulled
+  moved_by_logits, *moved_by_features = moved_pulled
+  compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8)
+  jax.tree.map(compare, moved_by_logits, by_logits)
+  jax.tree.map(compare, moved_by_features, jax.tree.map(move, by_features))
+
+
+@pytest.mark.parametrize(
+  ("axis", "message"),
+  [
+    (
+      1,
+      r"teacher_features\[0\] must have shape.*N = 2 on axis 1, got \(2, 3\)",
+    ),
+    (2, r"teacher_features\[0\] must have shape.*the batch on axis 2, got"),
+    (-3, r"teacher_features\[0\] must have shape.*the batch on axis -3, got"),
+  ],
+)
+def test_a_wrong_batch_axis_of_the_features_is_named(axis, message):
+  with pytest.raises(AssertionError, match=message):
+    losses.ekd_loss(*GOOD, feature_batch_axis=axis)
 
 
 def test_vmap_over_independent_families():

@@ -59,6 +59,41 @@ def test_low_precision_maps_are_compared_in_float32():
   np.testing.assert_allclose(loss, exact, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4, 5, 2), (1, 2, 3)], ids=str)
+@pytest.mark.parametrize("stop_teacher_gradient", [True, False])
+def test_the_batch_may_be_on_any_axis(shape, stop_teacher_gradient):
+  maps = random_maps(4, shape)
+  kwargs = {"stop_teacher_gradient": stop_teacher_gradient}
+  expected = reference.feature_loss(*maps)
+  plain = gradients(*maps, **kwargs)
+  for axis in range(-len(shape), len(shape)):
+    moved = [np.moveaxis(x, 0, axis) for x in maps]
+    loss = losses.feature_loss(*moved, batch_axis=axis, **kwargs)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for actual, wanted in zip(
+      gradients(*moved, batch_axis=axis, **kwargs), plain, strict=True
+    ):
+      np.testing.assert_allclose(
+        actual, np.moveaxis(wanted, 0, axis), rtol=1e-6
+      )
+
+
+@pytest.mark.parametrize(
+  ("shape", "axis", "message"),
+  [
+    ((2, 4, 3), 3, r"shape \[N, ..., C\] with the batch on axis 3, got \(2, 4"),
+    ((2, 4, 3), -4, "with the batch on axis -4"),
+    ((), 0, "with the batch on axis 0"),
+    ((4,), 0, "at least one element per example"),
+    ((2, 0, 3), 2, "at least one element per example"),
+  ],
+  ids=str,
+)
+def test_a_batch_axis_that_is_not_there_is_named(shape, axis, message):
+  with pytest.raises(AssertionError, match=message):
+    losses.feature_loss(jnp.ones(shape), jnp.ones(shape), batch_axis=axis)
+
+
 def test_vmap_over_a_leading_axis():
   student, teacher = random_maps(3, (2, 3, 4, 5))
   mapped = jax.jit(jax.vmap(losses.feature_loss))(student, teacher)

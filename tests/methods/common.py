@@ -33,9 +33,9 @@ HYPER = {
 }
 
 
-def family(axis_name=AXIS_NAME, dtype=jnp.float32):
+def family(axis_name=AXIS_NAME, dtype=jnp.float32, formulation="lax"):
   """ResNet-8 on 8x8 images."""
-  return CifarResNet(8, CLASSES, IMAGE_SHAPE, axis_name, dtype)
+  return CifarResNet(8, CLASSES, IMAGE_SHAPE, axis_name, dtype, formulation)
 
 
 def members(*widths):
@@ -195,6 +195,26 @@ def top1(logits, labels):
 # were at most 2.3e-5 over eight seeds; batch norm per device makes them larger
 # than 0.1.
 DEVICE_TOLERANCE = 1e-4
+
+
+def assert_formulations_agree(before, by_lax, by_split):
+  """Training went to one state in both formulations, momentum included.
+
+  Args:
+    before: the state before training.
+    by_lax: (state, metrics) after it on one device, with the device axis.
+    by_split: the same on any number of devices.
+  """
+  # Another order of sums is all there is between them, as between devices.
+  assert_devices_agree(before, by_lax, by_split)
+  lax, split = (
+    paths(first(state)["opt_state"]) for state, _ in (by_lax, by_split)
+  )
+  assert lax.keys() == split.keys()
+  for path, value in lax.items():
+    assert value.any(), path
+    error = np.linalg.norm(split[path] - value) / np.linalg.norm(value)
+    assert error <= DEVICE_TOLERANCE, path
 
 
 def assert_devices_agree(before, on_one, on_four):

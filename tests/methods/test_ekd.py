@@ -10,6 +10,7 @@ import pytest
 from ekd_jax import methods
 from tests.methods import common
 from tests.methods.common import HYPER, batch, first
+from tests.models import formulations
 from tests.reference import layers as reference_layers
 from tests.reference import losses as reference
 from tests.reference import resnet as reference_resnet
@@ -22,9 +23,9 @@ MEMBERS = common.members(*WIDTHS)
 NO_TERMS = {"label_weight": 0.0, "feature_weight": 0.0, "distill_weight": 0.0}
 
 
-def build(hyper, base_gradients="all", dtype=jnp.float32):
+def build(hyper, base_gradients="all", dtype=jnp.float32, formulation="lax"):
   return methods.ekd(
-    common.family(dtype=dtype),
+    common.family(dtype=dtype, formulation=formulation),
     MEMBERS,
     common.optimizer(hyper),
     base_gradients=base_gradients,
@@ -331,9 +332,12 @@ def test_a_step_updates_all_batch_statistics():
   )
 
 
+@pytest.mark.parametrize("formulation", formulations.NAMES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_step_keeps_shapes_and_types(dtype):
-  common.assert_keeps_its_types(functools.partial(build, dtype=dtype))
+def test_a_step_keeps_shapes_and_types(dtype, formulation):
+  common.assert_keeps_its_types(
+    functools.partial(build, dtype=dtype, formulation=formulation)
+  )
 
 
 # --- the initial state ------------------------------------------------------
@@ -431,8 +435,9 @@ def test_a_prediction_does_not_depend_on_the_other_images():
     assert (alone[name][1:] != among[name][1:]).all()
 
 
-def test_students_are_networks_that_predict_the_same_alone():
-  students = build(HYPER).students(state())
+@pytest.mark.parametrize("formulation", formulations.NAMES)
+def test_students_are_networks_that_predict_the_same_alone(formulation):
+  students = build(HYPER, formulation=formulation).students(state())
   assert list(students) == list(NAMES)
   images = batch(0)["image"]
   predictions = predict()(state(), images)
@@ -440,10 +445,12 @@ def test_students_are_networks_that_predict_the_same_alone():
     module, variables = students[member.name]
     size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert size == member.params
-    logits = jax.jit(module.apply)(variables, images).logits
+    outputs = jax.jit(module.apply)(variables, images)
     np.testing.assert_allclose(
-      logits, predictions[member.name], rtol=1e-5, atol=1e-5
+      outputs.logits, predictions[member.name], rtol=1e-5, atol=1e-5
     )
+    # Whatever trained them, users are given plain arrays.
+    assert all(isinstance(maps, jax.Array) for maps in outputs.features)
 
 
 # --- devices ----------------------------------------------------------------
@@ -458,3 +465,36 @@ def test_four_devices_train_as_one_does(steps):
   common.assert_devices_agree(
     state(), on_devices(1, steps), on_devices(4, steps)
   )
+
+
+# --- formulations -----------------------------------------------------------
+
+
+def test_the_split_formulation_trains_as_lax_does(smooth):
+  """Compiled anew, for the activations: see the fixture."""
+
+  def train(formulation, num_devices):
+    run = common.compiled_step(
+      functools.partial(build, formulation=formulation), num_devices
+    )
+    return run(state(), [batch(seed) for seed in range(3)])
+
+  by_lax = train("lax", 1)
+  for num_devices in (1, 4):
+    common.assert_formulations_agree(
+      state(), by_lax, train("split", num_devices)
+    )
+
+
+def test_the_split_formulation_predicts_as_numpy_does():
+  """In the layout that a run on a CPU evaluates in."""
+  images = batch(0)["image"]
+  method = build(HYPER, formulation="split")
+  predictions = jax.jit(method.predict)(state(), images)
+  for name in NAMES:
+    logits, _ = reference_resnet.forward(
+      **network_variables(name), images=images, train=False
+    )
+    np.testing.assert_allclose(
+      predictions[name], logits, rtol=1e-3, atol=1e-4, err_msg=name
+    )

@@ -16,9 +16,13 @@ NAMES = independent.NAMES[:2]
 MEMBERS = independent.MEMBERS[:2]
 
 
-def build(hyper, members=MEMBERS, axis_name=methods.AXIS_NAME):
+def build(
+  hyper, members=MEMBERS, axis_name=methods.AXIS_NAME, formulation="lax"
+):
   return methods.solo(
-    common.family(axis_name), members, common.optimizer(hyper)
+    common.family(axis_name, formulation=formulation),
+    members,
+    common.optimizer(hyper),
   )
 
 
@@ -143,6 +147,16 @@ def test_four_devices_train_as_one_does(steps):
     step(1)(state(), batches(steps)),
     step(4)(state(), batches(steps)),
   )
+
+
+def test_the_split_formulation_trains_as_lax_does_on_four_devices(smooth):
+  by_lax, by_split = (
+    common.compiled_step(
+      functools.partial(build, formulation=formulation), num_devices
+    )(state(), batches(3))
+    for formulation, num_devices in [("lax", 1), ("split", 4)]
+  )
+  common.assert_formulations_agree(state(), by_lax, by_split)
 
 
 def test_local_batch_norm_differs_yet_all_devices_hold_one_state():

@@ -1,4 +1,7 @@
-"""The layers against NumPy: values, statistics, gradients, devices."""
+"""The layers against NumPy: values, statistics, gradients, devices.
+
+Whatever takes maps is tested in both formulations.
+"""
 
 import chex
 import jax
@@ -8,9 +11,17 @@ import pytest
 
 from ekd_jax.models import layers
 from ekd_jax.training import parallel
+from tests.models import formulations
+from tests.models.formulations import relative_error
 from tests.reference import layers as reference
 
 CHANNELS = 3
+
+
+@pytest.fixture(params=formulations.NAMES)
+def form(request):
+  """One formulation, then the other."""
+  return formulations.Formulation(request.param)
 
 
 def normal(seed, *shape, mean=0.0, std=1.0):
@@ -32,14 +43,6 @@ def norm_variables(seed=7):
   }
 
 
-def train_norm(layer, variables, x, residual=None):
-  """Returns the output in training and the running statistics after it."""
-  y, changed = layer.apply(
-    variables, x, residual, train=True, mutable=["batch_stats"]
-  )
-  return y, changed["batch_stats"]
-
-
 def reference_norm(variables, x, mean, var, **kwargs):
   """What NumPy makes of it."""
   params = variables["params"]
@@ -48,25 +51,87 @@ def reference_norm(variables, x, mean, var, **kwargs):
   )
 
 
+# --- maps -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("formulation", "platform", "images", "expected"),
+  [
+    ("auto", "cpu", 16, "split"),
+    ("auto", "cpu", 128, "split"),
+    ("auto", "cpu", 15, "lax"),
+    ("auto", "cpu", 1, "lax"),
+    ("auto", "gpu", 128, "lax"),
+    ("auto", "tpu", 128, "lax"),
+    ("lax", "cpu", 128, "lax"),
+    ("lax", "gpu", 128, "lax"),
+    ("split", "cpu", 1, "split"),
+    ("split", "gpu", 2, "split"),
+  ],
+)
+def test_the_formulation_is_chosen_by_platform_and_batch_unless_given(
+  formulation, platform, images, expected, monkeypatch
+):
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  x = normal(0, images, 2, 3, 4)
+  maps = layers.enter(jnp.asarray(x), formulation)
+  form = formulations.Formulation(expected)
+  np.testing.assert_array_equal(form.plain(maps), x)
+  assert layers.channels(maps) == 4
+
+
+def test_losses_get_the_arrays_of_maps_and_their_batch_axis(form):
+  plain = [normal(0, 5, 2, 3, 4), normal(1, 5, 1, 2, 7)]
+  arrays, batch_axis = layers.arrays_of([form.maps(x) for x in plain])
+  assert batch_axis == {"lax": 0, "split": 3}[form.name]
+  assert len(arrays) == 2
+  for array, x in zip(arrays, plain, strict=True):
+    np.testing.assert_array_equal(
+      np.moveaxis(array, batch_axis, 0),
+      x if form.name == "lax" else x.transpose(0, 3, 1, 2),
+    )
+
+
 # --- convolution ------------------------------------------------------------
 
+# Odd and even sides, sides below the kernel's, one image, one channel.
+SHAPES = [
+  ((2, 6, 6, 3), 4),
+  ((2, 7, 7, 1), 5),
+  ((3, 5, 8, 2), 1),
+  ((1, 4, 3, 5), 3),
+  ((2, 1, 1, 4), 4),
+]
 
-@pytest.mark.parametrize(
-  "shape",
-  [(2, 6, 6, 3), (2, 7, 7, 3), (3, 5, 8, 2), (1, 4, 3, 5), (2, 1, 1, 4)],
-  ids=str,
-)
-@pytest.mark.parametrize(
-  ("size", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2), (5, 2)]
-)
-def test_convolution_pads_symmetrically_as_torch_does(shape, size, stride):
+
+@pytest.mark.parametrize(("shape", "outputs"), SHAPES, ids=str)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_convolution_pads_symmetrically_as_torch_does(
+  size, stride, shape, outputs, form
+):
+  """Values, and the gradients of both operands, as the definition has them."""
   x = normal(0, *shape)
-  kernel = normal(1, size, size, shape[-1], 4)
-  layer = layers.Convolution(4, size, stride)
-  y = layer.apply({"params": {"kernel": kernel}}, x)
+  kernel = normal(1, size, size, shape[-1], outputs)
+  layer = layers.Convolution(outputs, size, stride)
   expected = reference.convolution(x, kernel, stride)
-  assert y.shape == expected.shape
-  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+  cotangent = normal(2, *expected.shape)
+
+  @jax.jit
+  def run(x, kernel, cotangent):
+    y, pull = jax.vjp(
+      lambda x, kernel: form.apply(layer, {"params": {"kernel": kernel}}, x),
+      x,
+      kernel,
+    )
+    return y, pull(cotangent)
+
+  y, (from_x, from_kernel) = run(x, kernel, cotangent)
+  # Single precision over at most 125 terms here.
+  assert relative_error(y, expected) < 2e-6
+  gradients = reference.convolution_gradients(x, kernel, cotangent, stride)
+  assert relative_error(from_x, gradients["x"]) < 2e-6
+  assert relative_error(from_kernel, gradients["kernel"]) < 2e-6
 
 
 def test_convolution_has_a_kernel_and_no_bias():
@@ -78,18 +143,27 @@ def test_convolution_has_a_kernel_and_no_bias():
   assert shapes["params"]["kernel"].shape == (3, 3, 5, 6)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_kernel_without_a_middle_is_refused(size, form):
+  """The formulations would not even agree on the shape of the result."""
+  with pytest.raises(ValueError, match=f"size is {size}: .*odd"):
+    layers.Convolution(4, size).init(
+      jax.random.key(0), form.maps(jnp.zeros((1, 6, 6, 3)))
+    )
+
+
 # --- batch norm on one device -----------------------------------------------
 
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("with_residual", [True, False])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_training_normalises_with_the_batch(relu, with_residual, batch):
+def test_training_normalises_with_the_batch(relu, with_residual, batch, form):
   variables = norm_variables()
   x = normal(0, batch, 3, 5, CHANNELS, mean=1, std=3)
   residual = normal(1, *x.shape) if with_residual else None
   layer = layers.BatchNormReLU(relu=relu)
-  y, _ = train_norm(layer, variables, x, residual)
+  y, _ = form.train_norm(layer, variables, x, residual)
   expected = reference_norm(
     variables, x, *reference.moments(x), residual=residual, relu=relu
   )
@@ -98,7 +172,7 @@ def test_training_normalises_with_the_batch(relu, with_residual, batch):
   assert (y.min() == 0) if relu else (y.min() < 0 < y.max())
 
 
-def test_running_statistics_take_a_tenth_of_the_biased_batch_statistics():
+def test_running_statistics_take_a_tenth_of_the_biased_batch_statistics(form):
   variables = norm_variables()
   mean = variables["batch_stats"]["mean"].astype(np.float64)
   var = variables["batch_stats"]["var"].astype(np.float64)
@@ -106,7 +180,7 @@ def test_running_statistics_take_a_tenth_of_the_biased_batch_statistics():
   layer = layers.BatchNormReLU()
   for step in range(4):
     x = normal(step, 2, 3, 3, CHANNELS, mean=step, std=1 + step)
-    _, stats = train_norm(layer, variables, x)
+    _, stats = form.train_norm(layer, variables, x)
     variables = {**variables, "batch_stats": stats}
     batch_mean, batch_var = reference.moments(x)
     mean = reference.running(mean, batch_mean)
@@ -118,13 +192,13 @@ def test_running_statistics_take_a_tenth_of_the_biased_batch_statistics():
   assert (np.abs(unbiased_var / var - 1) > 0.02).all()
 
 
-def test_evaluation_normalises_with_the_running_statistics():
+def test_evaluation_normalises_with_the_running_statistics(form):
   variables = norm_variables()
   x = normal(0, 2, 3, 3, CHANNELS, mean=5)
   residual = normal(1, *x.shape)
   layer = layers.BatchNormReLU()
   # Nothing is mutable here, so writing a statistic would be an error.
-  y = layer.apply(variables, x, residual, train=False)
+  y = form.apply(layer, variables, x, form.maps(residual), train=False)
   stats = variables["batch_stats"]
   expected = reference_norm(
     variables, x, stats["mean"], stats["var"], residual=residual
@@ -133,14 +207,15 @@ def test_evaluation_normalises_with_the_running_statistics():
 
 
 @pytest.mark.parametrize("relu", [True, False])
-def test_batch_norm_gradients_equal_the_closed_form(relu):
+def test_batch_norm_gradients_equal_the_closed_form(relu, form):
   variables = norm_variables()
   x = normal(0, 3, 4, 2, CHANNELS, mean=1, std=2)
   residual, cotangent = normal(1, *x.shape), normal(2, *x.shape)
   layer = layers.BatchNormReLU(relu=relu)
 
   def loss(params, x, residual):
-    y, _ = train_norm(layer, {**variables, "params": params}, x, residual)
+    own = {**variables, "params": params}
+    y, _ = form.train_norm(layer, own, x, residual)
     return jnp.sum(cotangent * y)
 
   params, from_x, from_residual = jax.grad(loss, (0, 1, 2))(
@@ -161,8 +236,37 @@ def test_batch_norm_gradients_equal_the_closed_form(relu):
     )
 
 
+@pytest.mark.parametrize("deviations", [0, 1, -4])
+def test_the_variance_about_a_large_mean_is_exact_where_the_running_one_is_near(
+  deviations, form
+):
+  """The mean square less the squared mean would leave two digits of it."""
+  x = normal(0, 8, 6, 6, CHANNELS, mean=1000, std=1)
+  # Rounding the mean to float32 must not be what is measured.
+  mean, var = reference.moments(x)
+  naive = np.mean(x**2, (0, 1, 2)) - np.mean(x, (0, 1, 2)) ** 2
+  assert np.abs(naive / var - 1).max() > 1e-3
+  center = (mean + deviations).astype(np.float32)
+  variables = norm_variables()
+  # From a running variance of zero, a tenth of the batch's is what is left.
+  variables["batch_stats"] = {"mean": center, "var": np.zeros_like(center)}
+  layer = layers.BatchNormReLU(relu=False)
+  y, stats = form.train_norm(layer, variables, x)
+  # Of the mean square about the center, 1 + deviations^2, the 1 is wanted.
+  np.testing.assert_allclose(
+    stats["var"], 0.1 * var, rtol=3e-6 * (1 + deviations**2)
+  )
+  np.testing.assert_allclose(
+    stats["mean"], reference.running(center, mean), rtol=2e-7
+  )
+  # The numbers themselves have four digits behind the point.
+  np.testing.assert_allclose(
+    y, reference_norm(variables, x, mean, var, relu=False), atol=1e-3
+  )
+
+
 @pytest.mark.parametrize("constant", [0.0, 0.1, 7.3, 1000.1, -333.3])
-def test_a_constant_channel_stays_finite(constant):
+def test_a_constant_channel_stays_finite(constant, form):
   """E[x^2] - E[x]^2 of a constant may round to less than 0."""
   variables = norm_variables()
   x = normal(0, 3, 5, 5, CHANNELS)
@@ -170,7 +274,7 @@ def test_a_constant_channel_stays_finite(constant):
   layer = layers.BatchNormReLU()
 
   def loss(x):
-    y, stats = train_norm(layer, variables, x)
+    y, stats = form.train_norm(layer, variables, x)
     return jnp.sum(y), (y, stats)
 
   gradient, (y, stats) = jax.grad(loss, has_aux=True)(x)
@@ -183,9 +287,9 @@ def test_a_constant_channel_stays_finite(constant):
   np.testing.assert_allclose(y[..., ::2], expected[..., ::2], atol=1e-5)
 
 
-def test_initialising_in_training_leaves_the_statistics_at_zero_and_one():
+def test_initialising_in_training_leaves_the_statistics_at_zero_and_one(form):
   variables = layers.BatchNormReLU("batch").init(
-    jax.random.key(0), normal(0, 2, 2, 2, 4, mean=3), train=True
+    jax.random.key(0), form.maps(normal(0, 2, 2, 2, 4, mean=3)), train=True
   )
   expected = {
     "params": {"scale": np.ones(4), "bias": np.zeros(4)},
@@ -197,7 +301,7 @@ def test_initialising_in_training_leaves_the_statistics_at_zero_and_one():
 # --- batch norm on several devices ------------------------------------------
 
 
-def on_devices(axis_name, x, cotangent, residual):
+def on_devices(form, axis_name, x, cotangent, residual):
   """Runs a batch norm on 4 devices: outputs, statistics and gradients."""
   devices = jax.devices()[:4]
   layer = layers.BatchNormReLU(axis_name)
@@ -205,7 +309,8 @@ def on_devices(axis_name, x, cotangent, residual):
 
   def step(params, x, cotangent, residual):
     def loss(params, x):
-      y, stats = train_norm(layer, {**variables, "params": params}, x, residual)
+      own = {**variables, "params": params}
+      y, stats = form.train_norm(layer, own, x, residual)
       return jnp.sum(cotangent * y), (y, stats)
 
     return jax.grad(loss, (0, 1), has_aux=True)(params, x)
@@ -230,9 +335,9 @@ def different_shards():
   return x, normal(4, *x.shape), normal(5, *x.shape)
 
 
-def test_statistics_over_devices_are_those_of_the_global_batch():
+def test_statistics_over_devices_are_those_of_the_global_batch(form):
   x, cotangent, residual = different_shards()
-  y, stats, params, from_x = on_devices("batch", x, cotangent, residual)
+  y, stats, params, from_x = on_devices(form, "batch", x, cotangent, residual)
   variables = norm_variables()
   mean, var = reference.moments(x)
   np.testing.assert_allclose(
@@ -259,9 +364,9 @@ def test_statistics_over_devices_are_those_of_the_global_batch():
     )
 
 
-def test_without_an_axis_name_every_device_uses_its_own_statistics():
+def test_without_an_axis_name_every_device_uses_its_own_statistics(form):
   x, cotangent, residual = different_shards()
-  y, stats, _, _ = on_devices(None, x, cotangent, residual)
+  y, stats, _, _ = on_devices(form, None, x, cotangent, residual)
   variables = norm_variables()
   for device in range(4):
     own = slice(2 * device, 2 * device + 2)
@@ -290,20 +395,29 @@ def test_dense_is_a_product_and_a_bias():
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_pooling_takes_the_mean_of_each_map():
+def test_pooling_takes_the_mean_of_each_map(form):
   x = normal(0, 2, 3, 5, 4)
-  y = layers.GlobalAveragePool().apply({}, x)
+  y = layers.GlobalAveragePool().apply({}, form.maps(x))
   expected = x.astype(np.float64).reshape(2, 15, 4).sum(1) / 15
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_adapter_maps_channels_pixel_by_pixel():
-  x = normal(0, 2, 3, 5, 4)
+def test_adapter_maps_channels_pixel_by_pixel(form):
+  x, cotangent = normal(0, 2, 3, 5, 4), normal(3, 2, 3, 5, 6)
   kernel, bias = normal(1, 1, 1, 4, 6), normal(2, 6)
   params = {"kernel": kernel, "bias": bias}
-  y = layers.Adapter(6).apply({"params": params}, x)
+
+  def adapt(x, params):
+    return form.apply(layers.Adapter(6), {"params": params}, x)
+
+  y, pull = jax.vjp(adapt, x, params)
   expected = x.astype(np.float64) @ kernel[0, 0] + bias
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+  from_x, from_params = pull(cotangent)
+  gradients = reference.convolution_gradients(x, kernel, cotangent)
+  assert relative_error(from_x, gradients["x"]) < 2e-6
+  assert relative_error(from_params["kernel"], gradients["kernel"]) < 2e-6
+  assert relative_error(from_params["bias"], cotangent.sum((0, 1, 2))) < 2e-6
 
 
 # --- bfloat16 ---------------------------------------------------------------
@@ -322,12 +436,12 @@ def bfloat16(x):
   [layers.Convolution(4, dtype=jnp.bfloat16), layers.Adapter(4)],
   ids=["convolution", "adapter"],
 )
-def test_bfloat16_layers_keep_float32_kernels(module):
+def test_bfloat16_layers_keep_float32_kernels(module, form):
   # An adapter computes in the type of the features it is given.
   x = jnp.asarray(normal(0, 2, 5, 5, 3), jnp.bfloat16)
-  variables = module.init(jax.random.key(0), x)
+  variables = module.init(jax.random.key(0), form.maps(x))
   assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(variables))
-  y = module.apply(variables, x)
+  y = form.apply(module, variables, x)
   assert y.dtype == jnp.bfloat16
   kernel = bfloat16(variables["params"]["kernel"])
   expected = reference.convolution(bfloat16(x), kernel)
@@ -336,15 +450,15 @@ def test_bfloat16_layers_keep_float32_kernels(module):
   np.testing.assert_allclose(
     y.astype(np.float32), expected, rtol=2 * HALF_STEP, atol=3 * HALF_STEP
   )
-  gradients = jax.grad(lambda v: module.apply(v, x).sum())(variables)
+  gradients = jax.grad(lambda v: form.apply(module, v, x).sum())(variables)
   assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradients))
 
 
-def test_bfloat16_batch_norm_keeps_float32_statistics():
+def test_bfloat16_batch_norm_keeps_float32_statistics(form):
   variables = norm_variables()
   x = jnp.asarray(normal(0, 4, 5, 5, CHANNELS, mean=2), jnp.bfloat16)
   layer = layers.BatchNormReLU(dtype=jnp.bfloat16)
-  y, stats = train_norm(layer, variables, x)
+  y, stats = form.train_norm(layer, variables, x)
   assert y.dtype == jnp.bfloat16
   exact = np.asarray(x, np.float64)
   mean, var = reference.moments(exact)
@@ -361,9 +475,21 @@ def test_bfloat16_batch_norm_keeps_float32_statistics():
     np.testing.assert_allclose(stats[name], expected, rtol=2e-6)
 
 
-def test_head_and_pool_return_float32_for_bfloat16_maps():
+def test_a_residual_of_another_type_gets_a_gradient_of_its_own(form):
+  layer = layers.BatchNormReLU(dtype=jnp.bfloat16)
+  x, residual = normal(0, 2, 3, 3, CHANNELS), normal(1, 2, 3, 3, CHANNELS)
+
+  def total(x, residual):
+    y, _ = form.train_norm(layer, norm_variables(), x, residual)
+    return y.astype(jnp.float32).sum()
+
+  gradients = jax.grad(total, (0, 1))(x, residual)
+  assert [g.dtype for g in gradients] == 2 * [jnp.dtype("float32")]
+
+
+def test_head_and_pool_return_float32_for_bfloat16_maps(form):
   x = jnp.asarray(normal(0, 2, 3, 3, 4), jnp.bfloat16)
-  pooled = layers.GlobalAveragePool().apply({}, x)
+  pooled = layers.GlobalAveragePool().apply({}, form.maps(x))
   assert pooled.dtype == jnp.float32
   np.testing.assert_allclose(
     pooled, np.asarray(x, np.float64).mean((1, 2)), rtol=1e-5, atol=1e-6
@@ -389,13 +515,15 @@ def test_convolution_kernels_are_xavier_normal():
   np.testing.assert_allclose(beyond, 0.0455, atol=0.005)
 
 
-def test_numbers_do_not_depend_on_how_a_layer_is_initialised():
-  x = jnp.zeros((1, 3, 3, 4))
+def test_numbers_do_not_depend_on_how_a_layer_is_initialised(form):
+  plain = jnp.zeros((1, 3, 3, 4))
+  x = form.maps(plain)
   rng = jax.random.key(3)
   for layer in (layers.Convolution(5), layers.Adapter(5)):
     eager = layer.init(rng, x)
     compiled = jax.jit(layer.init)(rng, x)
     chex.assert_trees_all_equal(eager, compiled)
+    chex.assert_trees_all_equal(eager, layer.init(rng, plain))
     other = layer.init(jax.random.key(4), x)
     assert not np.array_equal(
       eager["params"]["kernel"], other["params"]["kernel"]

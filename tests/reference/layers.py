@@ -24,6 +24,31 @@ def convolution(x, kernel, stride=1):
   return out
 
 
+def convolution_gradients(x, kernel, cotangent, stride=1):
+  """Gradients of sum(cotangent * convolution(x, kernel, stride)).
+
+  Every output pixel is linear in its window and in the kernel, so its
+  cotangent goes back to the window times the kernel, and to the kernel times
+  the window. What reaches the padding is dropped.
+  """
+  x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+  size = kernel.shape[0]
+  pad = (size - 1) // 2
+  padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  from_padded = np.zeros_like(padded)
+  from_kernel = np.zeros_like(kernel)
+  for r in range(cotangent.shape[1]):
+    for c in range(cotangent.shape[2]):
+      top, left = r * stride, c * stride
+      window = np.s_[:, top : top + size, left : left + size]
+      g = np.asarray(cotangent[:, r, c], np.float64)
+      from_padded[window] += np.einsum("no,ijco->nijc", g, kernel)
+      from_kernel += np.einsum("no,nijc->ijco", g, padded[window])
+  height, width = x.shape[1:3]
+  inside = from_padded[:, pad : pad + height, pad : pad + width]
+  return {"x": inside, "kernel": from_kernel}
+
+
 def valid_taps(length, size, stride):
   """How often a 1-D window of `size` meets a real element, not padding."""
   pad = (size - 1) // 2

@@ -7,9 +7,12 @@ import numpy as np
 import optax
 import pytest
 
+from ekd_jax import build, data
+from ekd_jax import config as configs
 from ekd_jax.errors import UserError
 from ekd_jax.training import parallel
 from ekd_jax.training.checkpoint import Checkpoints
+from ekd_jax.training.step import init_state
 
 
 def _state(seed=0):
@@ -69,6 +72,33 @@ def test_restores_the_whole_state_bit_by_bit(tmp_path):
   assert isinstance(trace, optax.TraceState)
   assert isinstance(count, optax.ScaleByScheduleState)
   assert isinstance(chain[2], optax.MaskedState)
+
+
+def test_a_checkpoint_fits_every_formulation_and_loop(tmp_path):
+  """A run that was started on one kind of device goes on on another."""
+
+  def config(**options):
+    return configs.resolve(
+      configs.Config(
+        dataset="digits", depth=14, ratios=(0.5,), run_dir="run", **options
+      )
+    )
+
+  before = config(conv="lax", scan="off")
+  state = init_state(
+    build.method(before, total_steps=1), data.info("digits"), seed=3
+  )
+  state = jax.tree.map(np.asarray, state)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state, {})
+    for conv, scan in [("split", "off"), ("split", "on"), ("auto", "auto")]:
+      after = config(conv=conv, scan=scan)
+      restored, _ = checkpoints.restore(build.abstract_state(after))
+      _assert_bitwise(restored, state)
+      # And what a start from nothing draws is no other state.
+      method = build.method(after, total_steps=1)
+      drawn = init_state(method, data.info("digits"), seed=3)
+      _assert_bitwise(jax.tree.map(np.asarray, drawn), state)
 
 
 def test_the_newest_checkpoint_is_the_one_restored(tmp_path):
