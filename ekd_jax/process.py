@@ -94,6 +94,8 @@ def use_compilation_cache() -> str | None:
     )
   jax.config.update("jax_compilation_cache_dir", str(directory))
   jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+  # Dozens of small programs draw the parameters; together they take seconds.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   return None
 
 

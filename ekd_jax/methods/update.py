@@ -22,7 +22,8 @@ def init_state(
   return {
     "params": params,
     "batch_stats": batch_stats,
-    "opt_state": optimizer.init(params),
+    # As one program: run op by op, every shape would be one of its own.
+    "opt_state": jax.jit(optimizer.init)(params),
   }
 
 
