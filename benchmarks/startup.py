@@ -173,10 +173,7 @@ def command(arguments: Sequence[str], cache: str) -> Start:
   Raises:
     UserError: the command failed; says its last line.
   """
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": cache,
-  }
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": cache}
   before = time.monotonic()
   done = subprocess.run(
     [sys.executable, *arguments],
@@ -241,7 +238,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
 
 def _first_step(config: Config, cache: str, started: float) -> Start:
   """What a training does until its first step has finished."""
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+  os.environ["XDG_CACHE_HOME"] = cache
   workload.prepare_product(config)
   for module in IMPORTS:
     importlib.import_module(module)
