@@ -20,7 +20,7 @@ from ekd_jax.methods import update
 from ekd_jax.methods.interface import Method, State, Student
 from ekd_jax.models import Network, Outputs
 from ekd_jax.models.layers import Adapter, Maps, arrays_of
-from ekd_jax.models.network import Family, apply_network
+from ekd_jax.models.network import Family, apply_network, init_network
 
 
 def ekd(
@@ -60,24 +60,15 @@ def ekd(
   def init(rng: jax.Array, batch: dict[str, jax.Array]) -> State:
     stem_rng, *branch_rngs = jax.random.split(rng, 1 + len(names))
     images = _shape_of(batch["image"])
-    stem_variables = stem.lazy_init(stem_rng, images, train=False)
-    hidden = jax.eval_shape(
-      lambda v, x: stem.apply(v, x, train=False), stem_variables, images
-    )
+    stem_variables, hidden = init_network(stem, stem_rng, images)
     params = {"stem": stem_variables["params"], "branches": {}, "adapters": {}}
     batch_stats = {"stem": stem_variables["batch_stats"], "branches": {}}
     for name, branch_rng in zip(names, branch_rngs, strict=True):
-      branch = branches[name]
-      variables = branch.lazy_init(branch_rng, hidden, train=False)
+      variables, outputs = init_network(branches[name], branch_rng, hidden)
       params["branches"][name] = variables["params"]
       batch_stats["branches"][name] = variables["batch_stats"]
       if name == names[0]:
         continue
-      outputs = jax.eval_shape(
-        lambda v, x, branch=branch: branch.apply(v, x, train=False),
-        variables,
-        hidden,
-      )
       params["adapters"][name] = {
         f"block_{block}": adapter.lazy_init(
           jax.random.fold_in(branch_rng, block), feature

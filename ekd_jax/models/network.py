@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import jax_utils
 
 from ekd_jax.compression import Cost
 from ekd_jax.models.layers import BatchLast, Maps
@@ -115,6 +116,29 @@ def apply_network(
     variables, inputs, train=True, mutable=["batch_stats"]
   )
   return outputs, changed["batch_stats"]
+
+
+def init_network(
+  module: nn.Module, rng: jax.Array, inputs: Any
+) -> tuple[Any, Any]:
+  """Draws the variables of a stem or a branch without running it.
+
+  Args:
+    module: a stem or a branch.
+    rng: a key.
+    inputs: what it takes, as shapes and types.
+
+  Returns:
+    Its variables, and its output as shapes and types.
+  """
+  leaves, structure = jax.tree.flatten(inputs)
+  outputs, variables = jax_utils.partial_eval_by_shape(
+    lambda *arrays: module.init_with_output(
+      rng, structure.unflatten(arrays), train=False
+    ),
+    [(leaf.shape, leaf.dtype) for leaf in leaves],
+  )
+  return variables, outputs
 
 
 Scan = Literal["auto", "on", "off"]
