@@ -275,18 +275,21 @@ def one_step(
   config: Config,
   channels: workload.StageChannels,
   ours: Mapping[str, Any],
+  dtype: str = "float64",
 ) -> dict[str, Any]:
-  """`product_step.one_step`, in float64, from its weights on its batch.
+  """`product_step.one_step`, from its weights on its batch.
 
   Args:
     config: of the EKD method.
     channels: {member: channels of its stages}, the full network first.
     ours: what `product_step.one_step` returned.
+    dtype: "float64" or "float32".
 
   Returns:
     "metrics", "gradients", "new_params" and "new_batch_stats" in its form.
   """
-  model = EKD(config, channels).double()
+  floating = getattr(torch, dtype)
+  model = EKD(config, channels).to(floating)
   optimizer = nesterov_sgd(model)
   tensors = model.state_dict(keep_vars=True)
   start = ours["params"] | ours["batch_stats"]
@@ -298,7 +301,7 @@ def one_step(
   } - {_name(path) for path in start}
   if missing:
     raise ValueError(f"networks differ: ours have no {', '.join(missing)}")
-  images = torch.from_numpy(ours["image"]).double().permute(0, 3, 1, 2)
+  images = torch.from_numpy(ours["image"]).to(floating).permute(0, 3, 1, 2)
   labels = torch.from_numpy(ours["label"]).long()
   loss, metrics = model(images.contiguous(), labels)
   loss.backward()

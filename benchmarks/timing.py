@@ -34,7 +34,7 @@ PAUSE_SECONDS = 0.3
 
 # What a process may use while it waits: answering the pipe, and little more.
 IDLE_SECONDS = 0.02
-IDLE_SHARE = 0.01
+IDLE_SHARE = 0.03
 
 
 class WorkerError(Exception):

@@ -40,8 +40,11 @@ def ours():
 def _disagreements(pytorch_step, ours, **options):
   config = dataclasses.replace(check.config(TINY), **options)
   channels = workload.stage_channels(config)
-  theirs = pytorch_step.one_step(config, channels, ours)
-  findings = check.compare(ours, theirs)
+  theirs, rounded = (
+    pytorch_step.one_step(config, channels, ours, dtype)
+    for dtype in ("float64", "float32")
+  )
+  findings = check.compare(ours, theirs, rounded)
   return {f.quantity for f in findings if not f.agrees}
 
 
@@ -69,7 +72,7 @@ def test_a_wrong_step_is_noticed(pytorch_step, ours, option, value, noticed):
 def test_a_value_that_is_not_finite_is_noticed(ours):
   path = "stem/conv/kernel"
   gradients = ours["gradients"] | {path: np.nan * ours["gradients"][path]}
-  findings = check.compare(ours, {**ours, "gradients": gradients})
+  findings = check.compare(ours, {**ours, "gradients": gradients}, ours)
   (broken,) = [f for f in findings if not f.agrees]
   assert (broken.quantity, broken.where) == ("gradient", path)
 
@@ -103,7 +106,9 @@ def test_pytorch_crops_and_flips(pytorch_step):
 
 
 def test_a_failed_check_ends_the_run(monkeypatch, capsys):
-  wrong = check.Finding("distill", 0.04, "distill/student_1", 0.03, 2, False)
+  wrong = check.Finding(
+    "distill", 0.04, "distill/student_1", 0.03, 0.0, 0.0, 2, False
+  )
   monkeypatch.setattr(check, "run", lambda config: [wrong])
   monkeypatch.setattr(workload, "require_pytorch", lambda command: None)
   with pytest.raises(SystemExit) as caught:
