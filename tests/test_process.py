@@ -23,6 +23,7 @@ import pytest
 from ekd_jax import build, cli, process
 from ekd_jax.config import Config
 from tests import runs, tiny
+from tests.models.conftest import OPTION
 
 GIBIBYTE = 2**30
 CACHE_OPTIONS = (
@@ -264,7 +265,11 @@ def train(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "summary.json").is_file()
     return record["starts"][-1]
 
-  return run
+  # Compiling is most of such a run, and nothing compiled was kept before it.
+  before = jax.config.read(OPTION)
+  jax.config.update(OPTION, True)
+  yield run
+  jax.config.update(OPTION, before)
 
 
 def test_a_run_keeps_its_programs_and_says_where(train, caches, mallopt):
