@@ -139,7 +139,7 @@ def _global(
   a: jax.Array, b: jax.Array, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
   """The means of two per-device values over all devices, in one reduction."""
-  if axis_name is None:
+  if axis_name is None or jax.lax.axis_size(axis_name) == 1:
     return a, b
   a, b = jax.lax.pmean(jnp.stack([a, b]), axis_name)
   return a, b
