@@ -11,8 +11,8 @@ together:
     ResNet-32     70.21 67.87 64.17 61.85 39.12 -> 70.97 68.24 65.67 61.17 42.17
     ResNet-110    72.64 69.53 67.12 64.58 42.26 -> 72.81 70.14 67.73 65.08 46.76
 
-Run time: --quick takes about two minutes on two CPU cores. ResNet-20 with
-five members takes about two seconds a step of 128 images there; the full
+Run time: --quick takes about a minute on two CPU cores. ResNet-20 with
+five members takes about 0.6 seconds a step of 128 images there; the full
 recipe is work for an accelerator.
 """
 
