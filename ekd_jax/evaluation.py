@@ -5,6 +5,7 @@ one compiled shape and no example is dropped or counted twice, whatever the
 batch size and the number of devices.
 """
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -96,11 +97,15 @@ def make_evaluate(
 
   def evaluate(state: Any) -> dict[str, float]:
     # Sums of float32 counts are exact within a batch, and float64 after it.
-    per_batch = [step(state, examples, index) for index in indices]
-    totals: dict[str, float] = {}
-    for sums in map(parallel.unreplicate, per_batch):
-      for name, value in sums.items():
-        totals[name] = totals.get(name, 0.0) + float(value)
+    totals: collections.Counter[str] = collections.Counter()
+    running = None
+    for index in indices:
+      # One batch runs while the next is prepared, and no more: each that is
+      # dispatched holds all the memory that it needs.
+      last, running = running, step(state, examples, index)
+      if last is not None:
+        totals.update(_on_host(last))
+    totals.update(_on_host(running))
     counted = totals.pop("examples")
     scores = {
       name: (1.0 if name.startswith("loss/") else 100.0) * total / counted
@@ -109,3 +114,7 @@ def make_evaluate(
     return {"examples": counted, **scores}
 
   return evaluate
+
+
+def _on_host(sums: dict[str, jax.Array]) -> dict[str, float]:
+  return {k: float(v) for k, v in parallel.unreplicate(sums).items()}
