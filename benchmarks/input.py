@@ -45,7 +45,7 @@ ORDERS = 9
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(workload.TrainingFlags):
   """Times a step's input against the whole step."""
 
   # What is trained.
@@ -56,11 +56,6 @@ class Options:
 
   # Training steps of each run.
   steps: int = 3
-
-  # As the flags of a training.
-  conv: Literal["auto", "lax", "split"] = "auto"
-  scan: Literal["auto", "on", "off"] = "auto"
-  tune_allocator: bool = True
 
   # Where the records are written.
   json: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -79,9 +74,7 @@ def run(options: Options, console: Console) -> None:
   for case in names:
     config = workload.config(
       case,
-      conv=options.conv,
-      scan=options.scan,
-      tune_allocator=options.tune_allocator,
+      **options.settings(),
     )
     command_line.say(console, f"{case}: measuring")
     records.append(measure(case, config, options.pairs, options.steps))

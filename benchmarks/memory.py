@@ -51,8 +51,7 @@ def run(options: Options, console: Console) -> None:
   Raises:
     UserError: PyTorch is missing, or the system does not tell the peak.
   """
-  if options.steps < 1:
-    raise UserError(f"--steps is {options.steps}: at least 1")
+  command_line.require_at_least_one(options, "steps")
   workload.require_pytorch("benchmarks/memory.py")
   if not (_PROCESS / "clear_refs").exists():
     raise UserError("benchmarks/memory.py needs Linux: it reads /proc")

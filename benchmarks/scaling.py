@@ -62,7 +62,7 @@ ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(workload.TrainingFlags):
   """Times the training step of networks of many sizes, and fits a line."""
 
   # What is varied: a comma-separated list of students, spread, depth, width
@@ -87,11 +87,6 @@ class Options:
 
   # Training steps of each run.
   steps: int = 2
-
-  # As the flags of a training.
-  conv: Literal["auto", "lax", "split"] = "auto"
-  scan: Literal["auto", "on", "off"] = "auto"
-  tune_allocator: bool = True
 
   # Where the records are written.
   json: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -173,9 +168,7 @@ def sweeps(options: Options) -> dict[str, list[Point]]:
       depth=options.depth,
       widths=(1.0, 0.5),
       batch_size=options.batch_size,
-      conv=options.conv,
-      scan=options.scan,
-      tune_allocator=options.tune_allocator,
+      **options.settings(),
     )
   )
 

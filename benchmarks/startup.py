@@ -64,7 +64,7 @@ Start = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(workload.TrainingFlags):
   """Times the start of a training, with and without compiled programs."""
 
   # What is started.
@@ -72,11 +72,6 @@ class Options:
 
   # Cold starts, each with a warm one after it.
   repeats: int = 3
-
-  # As the flags of a training.
-  conv: Literal["auto", "lax", "split"] = "auto"
-  scan: Literal["auto", "on", "off"] = "auto"
-  tune_allocator: bool = True
 
   # Where the records are written.
   json: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -111,15 +106,15 @@ def cases(
 
   A case that compiles nothing has the one state "none".
   """
-  settings = {
-    name: getattr(options, name) for name in ("conv", "scan", "tune_allocator")
-  }
   flags = ["--conv", options.conv, "--scan", options.scan]
   if not options.tune_allocator:
     flags.append("--no-tune-allocator")
   compiling, other = ("cold", "warm"), ("none",)
   steps = {
-    case: (partial(first_step, workload.config(case, **settings)), compiling)
+    case: (
+      partial(first_step, workload.config(case, **options.settings())),
+      compiling,
+    )
     for case in workload.CASES
   }
   quick = {

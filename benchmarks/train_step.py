@@ -38,7 +38,7 @@ OPPONENTS = (*PYTORCH_FORMS, "solo_each", "solo", "dml")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(workload.TrainingFlags):
   """Times our training step against others, in paired runs."""
 
   # What is trained.
@@ -55,11 +55,6 @@ class Options:
   # Training steps of each run.
   steps: int = 3
 
-  # As the flags of a training.
-  conv: Literal["auto", "lax", "split"] = "auto"
-  scan: Literal["auto", "on", "off"] = "auto"
-  tune_allocator: bool = True
-
   # First compare losses and gradients with PyTorch's; stop if they differ.
   check: bool = False
 
@@ -74,9 +69,7 @@ def run(options: Options, console: Console) -> None:
     UserError: an option that cannot be used, or PyTorch is missing.
   """
   opponents = _opponents(options)
-  for name in ("pairs", "steps"):
-    if getattr(options, name) < 1:
-      raise UserError(f"--{name} is {getattr(options, name)}: at least 1")
+  command_line.require_at_least_one(options, "pairs", "steps")
   if options.check or not set(opponents).isdisjoint(PYTORCH_FORMS):
     workload.require_pytorch("benchmarks/train_step.py")
   timing.write_json(options.json, [])
@@ -84,9 +77,7 @@ def run(options: Options, console: Console) -> None:
   cases = {
     name: workload.config(
       name,
-      conv=options.conv,
-      scan=options.scan,
-      tune_allocator=options.tune_allocator,
+      **options.settings(),
     )
     for name in names
   }

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,20 @@ BATCHES = 8
 
 # So long a training that the learning rate never drops.
 TOTAL_STEPS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+  """Flags of a training that the benchmarks take too."""
+
+  conv: Literal["auto", "lax", "split"] = "auto"
+  scan: Literal["auto", "on", "off"] = "auto"
+  tune_allocator: bool = True
+
+  def settings(self) -> dict[str, Any]:
+    """The same as options of a Config."""
+    names = [field.name for field in dataclasses.fields(TrainingFlags)]
+    return {name: getattr(self, name) for name in names}
 
 
 def config(case: str, **options: Any) -> Config:

@@ -7,7 +7,7 @@ first being `enter`. There are two:
     lax     maps are plain arrays [N, H, W, C], convolutions are XLA's own:
             right for GPU and TPU, and for a few images at a time
     split   maps are `BatchLast` [C, H, W, N], convolutions are those of
-            `split`: half the time of the other on a CPU
+            `split`: faster than the other on a CPU
 
 Parameters have Flax's usual names, shapes and order ("kernel" HWIO, "bias",
 "scale"; running "mean" and "var" in the "batch_stats" collection), whatever
@@ -34,8 +34,8 @@ from ekd_jax.models import batch_norm, split
 
 Formulation = Literal["auto", "lax", "split"]
 
-# Below this many images, the axis that split formulations vectorise over is
-# too short for them to win.
+# The split formulation's inner loops run over the images: with fewer than a
+# vector register holds they would be mostly empty.
 _SPLIT_IMAGES = 16
 
 
@@ -155,7 +155,6 @@ def _draw_on_host(
 ) -> jax.Array:
   """Draws with NumPy, because XLA would compile a kernel for every shape.
 
-  Compiling those takes longer than training's own program takes to compile.
   `RandomState` is the generator whose numbers NumPy promises not to change.
   """
 

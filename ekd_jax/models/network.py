@@ -143,8 +143,8 @@ def init_network(
 
 Scan = Literal["auto", "on", "off"]
 
-# Equal modules in a row from which on a loop compiles much faster than it
-# runs slower; see docs/performance.md.
+# Equal modules in a row from which on they are a loop. It compiles sooner, but
+# computes the forward pass twice; see docs/performance.md.
 _SCANNED_MODULES = 8
 
 
