@@ -93,7 +93,7 @@ def product(config: Config, steps: int) -> dict[str, int]:
     nonlocal state
     for _ in range(count):
       state, _ = compiled(state, *inputs)
-    jax.block_until_ready(state)
+      jax.block_until_ready(state)  # As a training does on a CPU.
 
   return resident(train, steps) | {
     "argument_bytes": planned.argument_size_in_bytes,

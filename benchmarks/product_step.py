@@ -4,6 +4,7 @@ Nothing is rebuilt here: the method, the step, its augmentation, the mapping
 over devices and the donated state are those of a training.
 """
 
+import collections
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -93,8 +94,12 @@ def prepare(config: Config, **options: Any) -> workload.Run:
 
   def run(steps: int) -> None:
     nonlocal state
+    running = collections.deque()
     for _ in range(steps):
-      state, _ = train_step(state, *inputs)
+      state, metrics = train_step(state, *inputs)
+      running.append(metrics)
+      if len(running) > parallel.programs_ahead():
+        jax.block_until_ready(running.popleft())
     jax.block_until_ready(state)
 
   run(2)

@@ -119,6 +119,7 @@ def prepare_product(config: Config, platform: str | None = "cpu") -> None:
     os.environ["JAX_PLATFORMS"] = platform
   if config.tune_allocator:
     process.tune_allocator()
+  process.tidy_after_compiling()
   if config.compilation_cache:
     process.use_compilation_cache()
 

@@ -196,6 +196,8 @@ def _run(config: Config, argv: Sequence[str], console: Console) -> None:
     process.tune_allocator()
   import jax
 
+  process.tidy_after_compiling()
+
   from ekd_jax import build, run_directory
   from ekd_jax import report as reports
   from ekd_jax.training import loop

@@ -98,14 +98,13 @@ def make_evaluate(
   def evaluate(state: Any) -> dict[str, float]:
     # Sums of float32 counts are exact within a batch, and float64 after it.
     totals: collections.Counter[str] = collections.Counter()
-    running = None
+    running = collections.deque()
     for index in indices:
-      # One batch runs while the next is prepared, and no more: each that is
-      # dispatched holds all the memory that it needs.
-      last, running = running, step(state, examples, index)
-      if last is not None:
-        totals.update(_on_host(last))
-    totals.update(_on_host(running))
+      running.append(step(state, examples, index))
+      if len(running) > parallel.programs_ahead():
+        totals.update(_on_host(running.popleft()))
+    for sums in running:
+      totals.update(_on_host(sums))
     counted = totals.pop("examples")
     scores = {
       name: (1.0 if name.startswith("loss/") else 100.0) * total / counted

@@ -15,6 +15,7 @@ import platform
 import shlex
 import shutil
 import tempfile
+import types
 
 import jax
 import platformdirs
@@ -178,11 +179,18 @@ def mallopt(monkeypatch):
       told[parameter] = value
       return 1
 
-  monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
+  _replace_libraries(monkeypatch, Library)
   monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
   monkeypatch.setattr(process, "_allocator_is_tuned", False)
+  monkeypatch.setattr(process, "tidy_after_compiling", lambda: None)
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   return told
+
+
+def _replace_libraries(monkeypatch, library):
+  # Not in ctypes itself: others load libraries meanwhile.
+  loader = types.SimpleNamespace(CDLL=lambda name: library)
+  monkeypatch.setattr(process, "ctypes", loader)
 
 
 def _no_accelerator(monkeypatch):
@@ -248,9 +256,77 @@ def test_another_c_library_is_left_alone(library, mallopt, monkeypatch):
 def test_a_setting_that_glibc_refuses_is_not_called_tuned(mallopt, monkeypatch):
   refused = lambda parameter, value: int(parameter != -4)  # noqa: E731
   library = type("Library", (), {"mallopt": staticmethod(refused)})
-  monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+  _replace_libraries(monkeypatch, library)
   process.tune_allocator()
   assert process.allocator() == "default"
+
+
+_TIDYING = """
+import ctypes, pathlib, random
+from ekd_jax import process
+
+process.tune_allocator()
+libc = ctypes.CDLL(None)
+libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+
+def resident():
+  pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+  return int(pages) * 4096
+
+def in_a_gap(size):
+  block = libc.malloc(size)
+  return any(start <= block < start + gap for start, gap in gaps)
+
+random.seed(0)
+sizes = [1024 * random.randrange(40, 500) for _ in range(2000)]
+blocks = sorted((libc.malloc(size), size) for size in sizes)
+gaps = blocks[::2]  # The others stay and keep them apart.
+for start, size in gaps:
+  ctypes.memset(start, 1, size)
+for start, _ in gaps:
+  libc.free(start)
+before = resident()
+assert in_a_gap(100_000)
+process._tidy()
+assert not in_a_gap(100_000) and not in_a_gap(200_000)
+print((before - resident()) / sum(size for _, size in gaps))
+"""
+
+
+@pytest.mark.skipif(
+  not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc 2.33 or later"
+)
+def test_tidying_up_returns_free_pages_and_retires_the_gaps(tmp_path):
+  assert float(runs.python("-c", _TIDYING, cwd=tmp_path)) > 0.9
+
+
+_LISTENING = """
+import jax, jax.numpy as jnp
+from ekd_jax import process
+
+tidied = []
+process._tidy = lambda: tidied.append(1)
+jax.config.update("jax_enable_compilation_cache", False)
+if {tuned}:
+  process.tune_allocator()
+process.tidy_after_compiling()
+for seconds in (1e9, 0):
+  process._LONG_COMPILATION_SECONDS = seconds
+  jax.jit(lambda x: jnp.sin(x) + seconds)(1.0)
+  print(len(tidied))
+"""
+
+
+@pytest.mark.skipif(
+  platform.libc_ver()[0] != "glibc", reason="another C library is left alone"
+)
+@pytest.mark.parametrize("tuned", [True, False])
+def test_only_long_compilations_are_tidied_up_after(tuned, tmp_path):
+  script = _LISTENING.format(tuned=tuned)
+  short, long = runs.python("-c", script, cwd=tmp_path).split()
+  assert short == "0"
+  assert (int(long) > 0) == tuned
 
 
 # The command line.

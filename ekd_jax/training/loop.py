@@ -6,6 +6,7 @@ goes on from its step. Everything random is a function of the roots in the
 state and the step's number, so nothing else has a position to restore.
 """
 
+import collections
 import math
 import pathlib
 import time
@@ -160,7 +161,7 @@ def _run_epochs(
   )
   last_save = time.monotonic()
   order = None
-  pending = None
+  pending = collections.deque()
 
   def record(step: int, metrics: Any) -> None:
     """Fetches and logs the metrics of a step that was dispatched before."""
@@ -192,18 +193,16 @@ def _run_epochs(
         epoch_order(order_key, epoch, len(dataset.train_images)), devices
       )
     state, metrics = train_step(state, examples, order)
-    # The metrics of a step are fetched after the next one was dispatched, so
-    # that the device never waits for the host.
-    if pending is not None:
-      record(*pending)
-    pending = (done + 1, metrics)
+    pending.append((done + 1, metrics))
+    while len(pending) > parallel.programs_ahead():
+      record(*pending.popleft())
 
     ends_epoch = (done + 1) % epoch_steps == 0
     save_due = time.monotonic() - last_save >= 60 * config.checkpoint_minutes
     if not (ends_epoch or save_due):
       continue
-    record(*pending)
-    pending = None
+    while pending:
+      record(*pending.popleft())
     paused = time.monotonic()
     scores = {}
     is_last = done + 1 == steps.stop

@@ -42,6 +42,16 @@ def per_device(
   )
 
 
+def programs_ahead() -> int:
+  """How many programs to dispatch before the oldest has to be waited for.
+
+  One on an accelerator, so that it never waits for the host. None on a CPU:
+  the host is the device, so nothing would be gained, and each program that is
+  dispatched holds all the memory that it needs.
+  """
+  return 0 if jax.default_backend() == "cpu" else 1
+
+
 def replicate(tree: Any, devices: Devices) -> Any:
   """Puts a copy of every array on every device."""
   sharding = _device_axis(devices)

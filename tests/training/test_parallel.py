@@ -91,3 +91,13 @@ def test_unreplicate_is_a_copy_that_survives_donation(devices):
   jax.block_until_ready(state)
   for number, host in enumerate(kept, start=1):
     np.testing.assert_array_equal(host, np.full_like(start, number))
+
+
+@pytest.mark.parametrize(
+  "platform, ahead", [("cpu", 0), ("gpu", 1), ("tpu", 1)]
+)
+def test_only_an_accelerator_is_given_a_program_ahead(
+  platform, ahead, monkeypatch
+):
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  assert parallel.programs_ahead() == ahead
