@@ -4,8 +4,7 @@ Nothing is rebuilt here: the method, the step, its augmentation, the mapping
 over devices and the donated state are those of a training.
 """
 
-import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -92,14 +91,15 @@ def prepare(config: Config, **options: Any) -> workload.Run:
   """
   train_step, state, inputs = program(config, **options)
 
-  def run(steps: int) -> None:
+  def dispatch(steps: int) -> Iterator[Any]:
     nonlocal state
-    running = collections.deque()
     for _ in range(steps):
       state, metrics = train_step(state, *inputs)
-      running.append(metrics)
-      if len(running) > parallel.programs_ahead():
-        jax.block_until_ready(running.popleft())
+      yield metrics
+
+  def run(steps: int) -> None:
+    for metrics in parallel.as_they_end(dispatch(steps)):
+      jax.block_until_ready(metrics)
     jax.block_until_ready(state)
 
   run(2)

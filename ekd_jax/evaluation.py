@@ -98,12 +98,8 @@ def make_evaluate(
   def evaluate(state: Any) -> dict[str, float]:
     # Sums of float32 counts are exact within a batch, and float64 after it.
     totals: collections.Counter[str] = collections.Counter()
-    running = collections.deque()
-    for index in indices:
-      running.append(step(state, examples, index))
-      if len(running) > parallel.programs_ahead():
-        totals.update(_on_host(running.popleft()))
-    for sums in running:
+    dispatched = (step(state, examples, index) for index in indices)
+    for sums in parallel.as_they_end(dispatched):
       totals.update(_on_host(sums))
     counted = totals.pop("examples")
     scores = {

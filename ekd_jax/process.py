@@ -46,8 +46,9 @@ def tune_allocator() -> None:
   """Tells glibc to keep the memory it has, if JAX will run on the CPU.
 
   To be called before jax is imported: its threads must find the setting. Peak
-  memory stays; what is freed is not returned to the system before the process
-  ends. With an accelerator or another C library it does nothing.
+  memory stays: what is freed is kept for the next step, and goes back to the
+  system only after a compilation (`tidy_after_compiling`) or with the process.
+  With an accelerator or another C library it does nothing.
   """
   global _allocator_is_tuned
   if platform.libc_ver()[0] != "glibc" or not _only_cpu():

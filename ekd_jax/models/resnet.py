@@ -44,6 +44,7 @@ class _BasicBlock(nn.Module):
   stride: int
   axis_name: str | None
   dtype: jnp.dtype
+  in_loop: bool = False
 
   @nn.compact
   def __call__(self, x: layers.Maps, *, train: bool) -> layers.Maps:
@@ -54,7 +55,7 @@ class _BasicBlock(nn.Module):
 
     def norm(name: str, *, relu: bool) -> layers.BatchNormReLU:
       return layers.BatchNormReLU(
-        self.axis_name, relu, dtype=self.dtype, name=name
+        self.axis_name, relu, self.dtype, self.in_loop, name=name
       )
 
     shortcut = x
@@ -92,7 +93,7 @@ class _Branch(nn.Module):
       )
       x = block(1 if stage == 0 else 2, first)(x, train=train)
       if not self.is_initializing() and scans(self.scan, x, len(equal)):
-        one = block(1, None, parent=None)
+        one = block(1, None, parent=None, in_loop=True)
         x = scan_modules(self, one, equal, x, train=train)
       else:
         for name in equal:

@@ -14,9 +14,14 @@ A k x k convolution is split into its two directions:
 so the matmul sees k shifts, not k^2 as im2col does, and the rest are sums of
 shifted copies. `matrix(kernel)` has rows (kh, o) and columns (kw, c).
 
+With a stride, each row of the kernel meets every stride-th row of x only: rows
+2i - 1 and 2i + 1 of x meet the outer rows of a 3 x 3 kernel, rows 2i its middle
+one. So x is taken apart into its phases, rows 2i and rows 2i + 1, and each has
+a P and a matmul of its own, with the kernel rows that it meets.
+
 Gradients are written by hand: automatic ones would scatter into padded maps
-and keep P from the forward pass. Every shift's adjoint is here another shift
-(with a stride, shifts of the strided phases, interleaved), and P is rebuilt.
+and keep P from the forward pass. Every shift's adjoint is the opposite shift,
+phases are interleaved again, and P is rebuilt.
 
 On GPU and TPU the plain convolution is the right one; `layers` chooses.
 """
@@ -40,10 +45,16 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     Maps [O, ceil(H / stride), ceil(W / stride), N].
   """
   size, _, _, outputs = kernel.shape
-  stacked = _stack_shifts(x, size, stride)
-  products = _matmul(_matrix(kernel), stacked)
-  products = products.reshape(size, outputs, *stacked.shape[1:])
-  return sum(_shift(products[row], 1, row, size, stride) for row in range(size))
+  shifted = []
+  for first, phase, offset in _tap_groups(size, stride):
+    rows = kernel[first::stride]
+    stacked = _stack_shifts(x, phase, size, stride)
+    products = _matrix(rows) @ _flat(stacked)
+    products = products.reshape(len(rows), outputs, *stacked.shape[1:])
+    shifted += [
+      _shift(products[row], 1, offset + row) for row in range(len(rows))
+    ]
+  return sum(shifted)
 
 
 def _forward(
@@ -57,77 +68,98 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
   x, kernel = saved
   size, _, inputs, outputs = kernel.shape
-  height, width = x.shape[1:3]
-  spread = jnp.concatenate(
-    [_unshift(gradient, 1, row, size, stride, height) for row in range(size)]
-  )
-  stacked = _stack_shifts(x, size, stride)
-  d_matrix = jax.lax.dot_general(
-    _flat(spread), _flat(stacked), (((1,), (1,)), ((), ()))
-  )
-  d_kernel = d_matrix.reshape(size, outputs, size, inputs)
-  d_stacked = _matmul(_matrix(kernel).T, spread)
-  d_stacked = d_stacked.reshape(size, inputs, *spread.shape[1:])
-  d_x = sum(
-    _unshift(d_stacked[column], 2, column, size, stride, width)
-    for column in range(size)
-  )
-  return d_x, d_kernel.transpose(0, 2, 3, 1)
+  d_rows = [None] * size
+  d_phases = [jnp.zeros((), x.dtype)] * stride**2
+  for first, phase, offset in _tap_groups(size, stride):
+    rows = kernel[first::stride]
+    spread = jnp.concatenate(
+      [_shift(gradient, 1, -offset - row) for row in range(len(rows))]
+    )
+    stacked = _stack_shifts(x, phase, size, stride)
+    d_matrix = jax.lax.dot_general(
+      _flat(spread), _flat(stacked), (((1,), (1,)), ((), ()))
+    )
+    d_rows[first::stride] = d_matrix.reshape(len(rows), outputs, size, inputs)
+    d_stacked = _matrix(rows).T @ _flat(spread)
+    d_stacked = d_stacked.reshape(size, inputs, *spread.shape[1:])
+    for first_column, column_phase, column_offset in _tap_groups(size, stride):
+      d_phases[phase * stride + column_phase] = sum(
+        _shift(d_stacked[column], 2, -column_offset - index)
+        for index, column in enumerate(range(first_column, size, stride))
+      )
+  d_x = _join_phases(d_phases, stride, (inputs, *gradient.shape[1:]))
+  d_x = d_x[:, : x.shape[1], : x.shape[2]]
+  return d_x, jnp.stack(d_rows).transpose(0, 2, 3, 1)
 
 
 convolution.defvjp(_forward, _backward)
 
 
+def _tap_groups(size: int, stride: int) -> list[tuple[int, int, int]]:
+  """The taps of a kernel by the phase of the rows (or columns) they meet.
+
+  Tap t of output i meets x[stride i + t - pad]. The taps first, first + stride,
+  ... meet x[stride (i + offset) + phase], x[stride (i + offset + 1) + phase],
+  ...
+
+  Returns:
+    (first, phase, offset) of every group.
+  """
+  groups = []
+  for first in range(min(size, stride)):
+    offset, phase = divmod(first - (size - 1) // 2, stride)
+    groups.append((first, phase, offset))
+  return groups
+
+
 def _matrix(kernel: jax.Array) -> jax.Array:
   """[kh, kw, C, O] -> [kh O, kw C]."""
-  size, _, inputs, outputs = kernel.shape
-  return kernel.transpose(0, 3, 1, 2).reshape(size * outputs, size * inputs)
+  height, width, inputs, outputs = kernel.shape
+  return kernel.transpose(0, 3, 1, 2).reshape(height * outputs, width * inputs)
 
 
 def _flat(maps: jax.Array) -> jax.Array:
   return maps.reshape(maps.shape[0], -1)
 
 
-def _matmul(matrix: jax.Array, maps: jax.Array) -> jax.Array:
-  """[R, C] times [C, H, W, N] -> [R, H W N]."""
-  return matrix @ _flat(maps)
+def _stack_shifts(
+  x: jax.Array, phase: int, size: int, stride: int
+) -> jax.Array:
+  """The rows of one phase: -> [size C, ceil(H / stride), ceil(W / stride), N].
 
-
-def _stack_shifts(x: jax.Array, size: int, stride: int) -> jax.Array:
-  """[C, H, W, N] -> [size C, H, ceil(W / stride), N]."""
+  [tap C + c, i, j] is x[c, stride i + phase, stride j + tap - pad], or zero.
+  """
+  _, height, width, _ = x.shape
+  pad = (size - 1) // 2
+  x = _window(x, 1, phase, stride, -(-height // stride))
+  columns = -(-width // stride)
   return jnp.concatenate(
-    [_shift(x, 2, column, size, stride) for column in range(size)]
+    [_window(x, 2, tap - pad, stride, columns) for tap in range(size)]
   )
 
 
-def _shift(
-  x: jax.Array, axis: int, tap: int, size: int, stride: int
+def _join_phases(
+  phases: list[jax.Array], stride: int, shape: tuple[int, ...]
 ) -> jax.Array:
-  """y[i] = x[stride i + tap - pad] along `axis`, zero outside of x."""
-  length = x.shape[axis]
-  return _window(x, axis, tap - (size - 1) // 2, stride, -(-length // stride))
+  """stride^2 maps [C, H, W, N] (or zeros) -> [C, stride H, stride W, N].
 
-
-def _unshift(
-  y: jax.Array, axis: int, tap: int, size: int, stride: int, length: int
-) -> jax.Array:
-  """The adjoint of `_shift`: x[j] = y[(j - tap + pad) / stride], or zero.
-
-  With a stride, x[stride q + phase] is one y[q + offset] for a single phase
-  and zero for the others: the phases are stacked next to each other.
+  [c, stride i + a, stride j + b] is [c, i, j] of phases[stride a + b].
   """
-  pad = (size - 1) // 2
-  count = -(-length // stride)
-  phases = []
-  for phase in range(stride):
-    offset, rest = divmod(phase - tap + pad, stride)
-    part = _window(y, axis, offset, 1, count)
-    phases.append(jnp.zeros_like(part) if rest else part)
   if stride == 1:
     return phases[0]
-  x = jnp.stack(phases, axis + 1)
-  shape = (*y.shape[:axis], count * stride, *y.shape[axis + 1 :])
-  return jax.lax.slice_in_dim(x.reshape(shape), 0, length, axis=axis)
+  channels, height, width, images = shape
+  phases = [jnp.broadcast_to(phase, shape) for phase in phases]
+  rows = [
+    jnp.stack(phases[row * stride : (row + 1) * stride], 3)
+    for row in range(stride)
+  ]
+  joined = jnp.stack(rows, 2)
+  return joined.reshape(channels, stride * height, stride * width, images)
+
+
+def _shift(x: jax.Array, axis: int, offset: int) -> jax.Array:
+  """y[i] = x[i + offset] along `axis`, zero outside of x."""
+  return _window(x, axis, offset, 1, x.shape[axis])
 
 
 def _window(

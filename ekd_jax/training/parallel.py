@@ -6,7 +6,8 @@ device axis, which exists nowhere else: `replicate` and `shard` put it on,
 `unreplicate` takes it off. Moving to another mapping changes this file only.
 """
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -50,6 +51,23 @@ def programs_ahead() -> int:
   dispatched holds all the memory that it needs.
   """
   return 0 if jax.default_backend() == "cpu" else 1
+
+
+def as_they_end(dispatched: Iterable[Any]) -> Iterator[Any]:
+  """Results of programs, in order, each when it is time to wait for it.
+
+  Args:
+    dispatched: dispatches a program whenever it is asked for the next result.
+
+  Yields:
+    Every result, at most `programs_ahead()` dispatches later.
+  """
+  running = collections.deque()
+  for result in dispatched:
+    running.append(result)
+    if len(running) > programs_ahead():
+      yield running.popleft()
+  yield from running
 
 
 def replicate(tree: Any, devices: Devices) -> Any:

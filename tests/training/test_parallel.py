@@ -101,3 +101,21 @@ def test_only_an_accelerator_is_given_a_program_ahead(
 ):
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
   assert parallel.programs_ahead() == ahead
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+def test_results_are_handed_out_in_order_a_fixed_number_of_programs_late(
+  ahead, monkeypatch
+):
+  monkeypatch.setattr(parallel, "programs_ahead", lambda: ahead)
+  dispatched = []
+
+  def dispatch():
+    for number in range(3):
+      dispatched.append(number)
+      yield number
+
+  seen = [
+    (result, len(dispatched)) for result in parallel.as_they_end(dispatch())
+  ]
+  assert seen == [(n, min(n + 1 + ahead, 3)) for n in range(3)]

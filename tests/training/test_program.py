@@ -134,6 +134,20 @@ def test_training_compiles_one_program_and_keeps_no_old_state(
   assert np.isfinite(parallel.unreplicate(metrics)["loss"])
 
 
+def test_no_stack_of_shifted_maps_repeats_the_relu_before_it():
+  fusions = compiled("split").as_text().split("\n\n")
+  held = [
+    {operation for operation, _ in operations(fusion)}
+    for fusion in fusions
+    if any(
+      operation == "concatenate" and len(dimensions) == 4
+      for operation, dimensions in operations(fusion)
+    )
+  ]
+  assert len(held) > 20
+  assert not any("maximum" in operations_of for operations_of in held)
+
+
 @pytest.mark.parametrize("formulation", formulations.NAMES)
 def test_every_leaf_of_the_state_takes_over_its_predecessors_memory(
   formulation,
