@@ -28,11 +28,12 @@ LOSS_TOLERANCE = 1e-4
 
 # Relative to the tensor's largest element. An input of a ReLU that is within
 # rounding of zero is on the other side of it in the other implementation, and
-# its gradient is there in one and not in the other: on a small map that moves
-# single tensors by a percent. So the worst tensor gets a tolerance that allows
-# it, and the median over all tensors one that does not.
+# its gradient is there in one and not in the other. On a small map that moves
+# single tensors by a percent, and those of all layers before by less: for
+# ResNet-20 x 5 over four seeds, the median tensor was moved by 2e-6 to 6e-4,
+# and by 3e-6 to 4e-4 in PyTorch's own float32. A wrong term moves it by more.
 WORST_TOLERANCE = 2e-2
-MEDIAN_TOLERANCE = 1e-4
+MEDIAN_TOLERANCE = 1e-3
 
 # Such flips multiply with depth: at 110 layers, the median gradient of any
 # float32 is a percent away. So where PyTorch's own float32 is further from

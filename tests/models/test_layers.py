@@ -206,12 +206,13 @@ def test_evaluation_normalises_with_the_running_statistics(form):
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("in_loop", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
-def test_batch_norm_gradients_equal_the_closed_form(relu, form):
+def test_batch_norm_gradients_equal_the_closed_form(relu, in_loop, form):
   variables = norm_variables()
   x = normal(0, 3, 4, 2, CHANNELS, mean=1, std=2)
   residual, cotangent = normal(1, *x.shape), normal(2, *x.shape)
-  layer = layers.BatchNormReLU(relu=relu)
+  layer = layers.BatchNormReLU(relu=relu, in_loop=in_loop)
 
   def loss(params, x, residual):
     own = {**variables, "params": params}
@@ -285,6 +286,24 @@ def test_a_constant_channel_stays_finite(constant, form):
   # Its neighbours do not notice.
   expected = reference_norm(variables, x, *reference.moments(x))
   np.testing.assert_allclose(y[..., ::2], expected[..., ::2], atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_comes_out_and_stays_in_its_channel(bad, form):
+  variables = norm_variables()
+  x = normal(0, 3, 5, 5, CHANNELS)
+  x[1, 2, 3, 0] = bad
+
+  def loss(x):
+    y, stats = form.train_norm(layers.BatchNormReLU(), variables, x)
+    return jnp.sum(y), (y, stats)
+
+  gradient, (y, stats) = jax.grad(loss, has_aux=True)(x)
+  for maps in (y, gradient):
+    assert np.isnan(maps[..., 0]).any()
+    assert np.isfinite(maps[..., 1:]).all()
+  assert not np.isfinite(stats["mean"][0])
+  assert np.isfinite(stats["mean"][1:]).all()
 
 
 def test_initialising_in_training_leaves_the_statistics_at_zero_and_one(form):
