@@ -1,0 +1,159 @@
+"""One line for every mistake, and nothing written."""
+
+import shutil
+
+import pytest
+
+from ekd_jax.config import Config
+from ekd_jax.training import loop
+from tests import runs
+from tests.command_line.called import FINE, error, main
+
+MISTAKES = [
+  # Words that are no flags.
+  ("--epoch 3", "--epoch is not a known option: did you mean --epochs?"),
+  ("--epoch=3", "did you mean --epochs?"),
+  ("--ratio .5", "did you mean --ratios?"),
+  ("--learning_rat .5", "did you mean --learning-rate?"),
+  ("--no-plan", "did you mean --plan?"),
+  ("--frobnicate", "--frobnicate is not a known option"),
+  ("-x", "-x is not a known option"),
+  ("run", "run is not a known option"),
+  ("--ratios .5 .75", ".75 is not a known option"),
+  ("--with-solo yes", "yes is not a known option"),
+  # Values of the wrong kind.
+  ("--epochs", "--epochs needs a value"),
+  ("--epochs --plan", "--epochs needs a value"),
+  ("--learning-rate", "--learning-rate needs a value"),
+  ("--run-dir", "--run-dir needs a value"),
+  ("--epochs ten", "--epochs: 'ten' is not a whole number"),
+  ("--epochs 1.5", "--epochs: '1.5' is not a whole number"),
+  ("--seed 1.5", "--seed: '1.5' is not a whole number"),
+  ("--learning-rate fast", "--learning-rate: 'fast' is not a number"),
+  ("--ratios a,b", "--ratios: 'a,b' is not a comma-separated list"),
+  ("--ratios .5,", "--ratios: '.5,' is not a comma-separated list"),
+  ("--ratios ''", "--ratios: '' is not a comma-separated list"),
+  ("--seeds 0,x", "--seeds: '0,x' is not a comma-separated list"),
+  ("--dataset imagenet", "choose one of cifar100, cifar10, digits"),
+  ("--method edk", "--method edk is not possible: choose one of ekd, solo"),
+  ("--precision float16", "choose one of float32, bfloat16"),
+  ("--batch-norm sync", "choose one of global, local"),
+  ("--base-gradients none", "choose one of all, first"),
+  ("--conv im2col", "--conv im2col is not possible: choose one of auto, lax"),
+  ("--scan yes", "--scan yes is not possible: choose one of auto, on, off"),
+  ("--compilation-cache", "did you mean --no-compilation-cache?"),
+  ("--tune-allocator", "did you mean --no-tune-allocator?"),
+  # Values out of range.
+  ("--epochs 0", "--epochs is 0: must be a whole number of at least 1"),
+  ("--epochs -1", "--epochs is -1"),
+  ("--learning-rate nan", "--learning-rate is nan"),
+  ("--learning-rate inf", "--learning-rate is inf"),
+  ("--momentum 1", "--momentum is 1: must be a number in [0, 1)"),
+  ("--ratios 0", "--ratios is 0: must be fractions"),
+  ("--ratios 1", "--ratios is 1: must be fractions"),
+  ("--ratios 1.5", "--ratios is 1.5: must be fractions"),
+  ("--ratios -.5", "--ratios is -0.5: must be fractions"),
+  ("--ratios nan", "--ratios is nan: must be fractions"),
+  ("--ratios .5,.5", "--ratios is 0.5,0.5: give each value once"),
+  ("--seeds 1,1", "--seeds is 1,1: give each value once"),
+  ("--seeds 0,-1", "--seeds is 0,-1"),
+  ("--depth 21", "--depth is 21: must be 6n + 2"),
+  ("--seed 4294967296", "--seed is 4294967296: must be below 2^32"),
+  ("--batch-size 0", "--batch-size is 0"),
+  ("--train-examples 0", "--train-examples is 0"),
+  ("--validation-examples -1", "--validation-examples is -1"),
+  # Networks that are not there.
+  ("--ratios .0001", "ratio 0.0001 cannot be reached"),
+  ("--ratios .5,.501", "ratio 0.501 gives the same network as student_1"),
+  ("--ratios .5 --widths 1,.5", "--ratios and --widths were both given"),
+  ("--widths .5,.25", "--widths starts with 0.5: the full network, 1, must"),
+  ("--widths 1,.05", "width 0.05 leaves a stage without channels"),
+  ("--widths 1,1.5", "--widths is 1,1.5"),
+  # Things that do not go together.
+  ("--with-solo --method solo", "--with-solo was given with --method solo"),
+  # Data.
+  ("--train-examples 1438", "--train-examples 1438 of digits is out of range"),
+  ("--validation-examples 1437", "--validation-examples 1437 of digits"),
+  (
+    "--validation-examples 1400 --train-examples 38",
+    "give 1 to 37",
+  ),
+  ("--dataset cifar100", "--dataset cifar100 needs --data-dir DIR"),
+  ("--dataset cifar100 --data-dir nowhere", "which does not exist"),
+  ("--dataset cifar10 --data-dir ../foreign", "has no cifar10"),
+  ("--dataset cifar100 --data-dir ../file", "is a file"),
+  # Batches.
+  (
+    "--train-examples 31",
+    "--batch-size is 32 but there are only 31 training images: use at most 28",
+  ),
+  (
+    "--batch-size 30",
+    "--batch-size is 30, which does not divide by the 4 devices: use 28 or 32",
+  ),
+  ("--batch-size 3", "by the 4 devices: use 4"),
+  # Directories.
+  ("--run-dir ../file", "is a file: name a directory"),
+  ("--run-dir ../file/run", "cannot be written"),
+  ("--run-dir ../foreign", "holds files but no run"),
+]
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"), MISTAKES, ids=[flags for flags, _ in MISTAKES]
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
+  flags, said, folder, capsys
+):
+  before = runs.contents(folder)
+  line = error(capsys, lambda: main(FINE + flags))
+  assert said in line
+  assert runs.contents(folder) == before
+
+
+def test_what_is_fine_is_not_refused(folder, capsys, monkeypatch):
+  # That the mistakes above, and not FINE, are what is refused.
+  class Started(Exception):
+    pass
+
+  def train(*arguments, **options):
+    raise Started
+
+  monkeypatch.setattr("ekd_jax.training.loop.train", train)
+  with pytest.raises(Started):
+    main(FINE)
+
+
+def test_split_convolutions_are_refused_where_there_is_no_cpu(
+  folder, capsys, monkeypatch
+):
+  monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+  before = runs.contents(folder)
+  line = error(capsys, lambda: main(FINE + "--conv split"))
+  assert "--conv is split, which is for CPUs, and the devices are gpu" in line
+  assert "use auto or lax" in line
+  assert runs.contents(folder) == before
+
+
+@pytest.mark.parametrize(
+  ("conv", "platform"),
+  [
+    ("split", "cpu"),
+    *((c, p) for c in ("auto", "lax") for p in ("cpu", "gpu")),
+  ],
+)
+def test_other_formulations_are_for_every_platform(conv, platform, monkeypatch):
+  monkeypatch.setattr("jax.default_backend", lambda: platform)
+  loop.check_devices(Config(batch_size=32, conv=conv))
+
+
+@pytest.mark.parametrize("flags", ["--seeds 0,1", "--with-solo"])
+def test_a_foreign_directory_in_the_place_of_a_part_is_refused(
+  flags, folder, capsys
+):
+  part = folder / "here" / "run" / ("seed_1" if "seeds" in flags else "solo")
+  part.parent.mkdir()
+  shutil.copytree(folder / "foreign", part)
+  before = runs.contents(folder)
+  assert "holds files but no run" in error(capsys, lambda: main(FINE + flags))
+  assert runs.contents(folder) == before
