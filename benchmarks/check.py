@@ -37,8 +37,9 @@ MEDIAN_TOLERANCE = 1e-3
 
 # Such flips multiply with depth: at 110 layers, the median gradient of any
 # float32 is a percent away. So where PyTorch's own float32 is further from
-# float64 than these tolerances, this multiple of its distance is allowed.
-ROUNDING_FACTOR = 2
+# float64 than these tolerances, this multiple of its distance is allowed: each
+# is one draw, and the worst of a thousand thin tensors varies most.
+ROUNDING_FACTOR = 4
 
 
 class Finding(NamedTuple):
