@@ -49,8 +49,8 @@ def batch_norm_relu(
     channel_axis: 3 or 0.
     in_loop: whether this is the body of a compiled loop. The gradient of x is
       then computed once, not in every use of it, which saves a tenth of the
-      time; elsewhere that costs more than it saves, because the cores wait for
-      one another more often. Values do not depend on it.
+      time; elsewhere that costs as much as it saves. Values do not depend on
+      it, but for rounding.
 
   Returns:
     Maps of the shape and type of x, and their mean and biased variance [C] in
@@ -164,7 +164,8 @@ def _compute_once(
   convolution, which stacks shifted copies, that is three times; along residual
   sums it is the sums of all the blocks before. It would also copy across
   `optimization_barrier`, but not into or out of a loop. This one never runs,
-  and takes no copy: no square is below -1.
+  because no square is below -1. (Below 0 the compiler might see through; and
+  the body changes the maps, or it would be removed as well.)
 
   Only in the layout of CPUs; elsewhere copying the work is right.
   """
