@@ -31,9 +31,13 @@ LOSS_TOLERANCE = 1e-4
 # its gradient is there in one and not in the other. On a small map that moves
 # single tensors by a percent, and those of all layers before by less: for
 # ResNet-20 x 5 over four seeds, the median tensor was moved by 2e-6 to 6e-4,
-# and by 3e-6 to 4e-4 in PyTorch's own float32. A wrong term moves it by more.
+# and by 3e-6 to 4e-4 in PyTorch's own float32. A term that is wrong in less
+# than half of the tensors shows in the worst only.
 WORST_TOLERANCE = 2e-2
 MEDIAN_TOLERANCE = 1e-3
+
+# Running means are of the forward pass, where a flip changes next to nothing.
+MEAN_MEDIAN_TOLERANCE = 1e-4
 
 # Such flips multiply with depth: at 110 layers, the median gradient of any
 # float32 is a percent away. So where PyTorch's own float32 is further from
@@ -133,17 +137,17 @@ def compare(
   paths = list(ours["params"])
   means = [p for p in ours["batch_stats"] if p.endswith("/mean")]
   sides = [side | _updates(side, ours) for side in (ours, rounded, theirs)]
-  for kind, key, names in (
-    ("gradient", "gradients", paths),
-    ("update", "updates", paths),
-    ("running mean", "new_batch_stats", means),
+  for kind, key, names, median_tolerance in (
+    ("gradient", "gradients", paths, MEDIAN_TOLERANCE),
+    ("update", "updates", paths, MEDIAN_TOLERANCE),
+    ("running mean", "new_batch_stats", means, MEAN_MEDIAN_TOLERANCE),
   ):
     own, rounding = (
       {name: _relative(side, sides[-1], key, name) for name in names}
       for side in sides[:-1]
     )
     found.append(
-      _finding(kind, own, rounding, WORST_TOLERANCE, MEDIAN_TOLERANCE)
+      _finding(kind, own, rounding, WORST_TOLERANCE, median_tolerance)
     )
   return found
 
