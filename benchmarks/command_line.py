@@ -1,5 +1,6 @@
 """What the benchmarks' command lines have in common."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -7,6 +8,8 @@ from typing import Any, TypeVar
 import tyro
 from rich.console import Console
 
+from ekd_jax import cli
+from ekd_jax import config as configs
 from ekd_jax.errors import UserError
 
 EXIT_USER_ERROR = 2
@@ -26,14 +29,16 @@ def main(
     run: (options, console) -> None.
     arguments: those of the process by default.
   """
-  options = tyro.cli(
-    options_type,
-    args=arguments,
-    config=(tyro.conf.FlagCreatePairsOff,),
-  )
   # A pipe has no width; folding columns at 80 would break numbers.
   console = Console() if sys.stdout.isatty() else Console(width=120)
+  flags = [configs.flag(f.name) for f in dataclasses.fields(options_type)]
   try:
+    with cli.mistakes_in_one_line(flags):
+      options = tyro.cli(
+        options_type,
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+      )
     run(options, console)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)

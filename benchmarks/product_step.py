@@ -20,6 +20,11 @@ from ekd_jax.methods.interface import Method
 from ekd_jax.training import parallel
 from ekd_jax.training.step import init_state, make_train_step
 
+# The heap grows in the first steps of a process, each time by the step's
+# scratch memory, and such a step can take twice as long; see
+# docs/performance.md, Memory.
+WARM_UP_STEPS = 6
+
 
 class Program(NamedTuple):
   """A train step and what it is called with.
@@ -83,7 +88,7 @@ def program(
 
 
 def prepare(config: Config, **options: Any) -> workload.Run:
-  """Compiles the step, trains for two, and returns `run(steps)`.
+  """Compiles the step, trains for a few, and returns `run(steps)`.
 
   Args:
     config: what is trained.
@@ -98,11 +103,11 @@ def prepare(config: Config, **options: Any) -> workload.Run:
       yield metrics
 
   def run(steps: int) -> None:
-    for metrics in parallel.as_they_end(dispatch(steps)):
+    for metrics in parallel.when_due(dispatch(steps)):
       jax.block_until_ready(metrics)
     jax.block_until_ready(state)
 
-  run(2)
+  run(WARM_UP_STEPS)
   return run
 
 

@@ -8,6 +8,7 @@ What loads JAX is imported inside the functions that need it: --help and a
 mistyped flag are answered at once.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -78,7 +79,7 @@ def tools(argv: Sequence[str] | None = None) -> None:
       raise UserError(
         f"{argv[1]} is no command{meant}: use one of {', '.join(commands)}"
       )
-    with tyro_errors.on_parse_error(_raise_user_error([])):
+    with mistakes_in_one_line([]):
       tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="python -m ekd_jax",
@@ -108,7 +109,7 @@ def parse(
     configs.flag(f"no_{f.name}" if f.default is True else f.name)
     for f in dataclasses.fields(Config)
   ]
-  with tyro_errors.on_parse_error(_raise_user_error(flags)):
+  with mistakes_in_one_line(flags):
     config = tyro.cli(
       Config,
       default=defaults,
@@ -339,8 +340,14 @@ def _console() -> Console:
   return Console() if sys.stdout.isatty() else Console(width=200)
 
 
-def _raise_user_error(flags: Sequence[str]) -> Callable[[Any], None]:
-  """A hook that makes one line of what tyro would say in a box."""
+def mistakes_in_one_line(
+  flags: Sequence[str],
+) -> contextlib.AbstractContextManager[None]:
+  """Makes a `UserError` of what tyro would say in a box.
+
+  Args:
+    flags: those that there are, to name the one that was meant.
+  """
 
   def hook(event: tyro_errors.ParseErrorEvent) -> None:
     if isinstance(event, tyro_errors.UnrecognizedArgs):
@@ -365,7 +372,7 @@ def _raise_user_error(flags: Sequence[str]) -> Callable[[Any], None]:
       names = ", ".join(_flag_of(a.arg) for a in event.missing_arguments)
       raise UserError(f"{names} is missing; see --help")
 
-  return hook
+  return tyro_errors.on_parse_error(hook)
 
 
 def _flag_of(argument: Any) -> str:

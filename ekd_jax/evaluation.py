@@ -99,7 +99,7 @@ def make_evaluate(
     # Sums of float32 counts are exact within a batch, and float64 after it.
     totals: collections.Counter[str] = collections.Counter()
     dispatched = (step(state, examples, index) for index in indices)
-    for sums in parallel.as_they_end(dispatched):
+    for sums in parallel.when_due(dispatched):
       totals.update(_on_host(sums))
     counted = totals.pop("examples")
     scores = {

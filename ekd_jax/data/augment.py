@@ -81,7 +81,6 @@ def normalize(
   *,
   mean: Sequence[float],
   std: Sequence[float],
-  dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
   """Maps pixels 0..255 to (pixel / 255 - mean) / std, channel by channel.
 
@@ -89,10 +88,9 @@ def normalize(
     images: uint8 [..., C].
     mean: C numbers, black = 0 and white = 1.
     std: C numbers in the same unit.
-    dtype: of the result; the arithmetic is float32 in any case.
 
   Returns:
-    dtype [..., C].
+    float32 [..., C].
   """
   chex.assert_type(images, jnp.uint8)
   chex.assert_axis_dimension(images, -1, len(mean))
@@ -101,4 +99,4 @@ def normalize(
   channels = (1,) * (images.ndim - 1) + (len(mean),)
   scale = np.float32(1.0 / (255.0 * std)).reshape(channels)
   shift = np.float32(-np.asarray(mean, np.float64) / std).reshape(channels)
-  return (images.astype(jnp.float32) * scale + shift).astype(dtype)
+  return images.astype(jnp.float32) * scale + shift

@@ -15,7 +15,7 @@ from ekd_jax.compression import Member
 from ekd_jax.methods import update
 from ekd_jax.methods.interface import Method, State, Student
 from ekd_jax.models import Network
-from ekd_jax.models.network import Family, apply_network
+from ekd_jax.models.network import Family, apply_network, init_network
 
 # ({member: logits [n, K]}, labels [n]) -> (loss, {metric: scalar})
 LogitsLoss = Callable[
@@ -50,7 +50,7 @@ def independent_networks(
     image = batch["image"]
     images = jax.ShapeDtypeStruct(image.shape, image.dtype)
     variables = {
-      name: network.lazy_init(member_rng, images)
+      name: init_network(network, member_rng, images)[0]
       for (name, network), member_rng in zip(
         networks.items(), jax.random.split(rng, len(networks)), strict=True
       )

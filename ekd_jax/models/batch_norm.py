@@ -1,13 +1,11 @@
 """Batch norm, the residual sum and the ReLU after it, as one function.
 
-The three are one pass over the maps forward, and two backward: one for the two
-sums that the gradient of the statistics needs, one for the gradient itself.
-The gradient is the closed form, written by hand, because automatic
-differentiation keeps more maps and passes over them more often. It needs x,
-less a constant per channel, and y only.
+One function, because its gradient is the closed form, written by hand:
+automatic differentiation keeps more maps and passes over them more often. This
+needs only what went in and what came out.
 
 Both layouts of maps are served: channels last, [N, H, W, C], and batch last,
-[C, H, W, N].
+[C, H, W, N], that of CPUs, where `_compute_once` says what goes to memory.
 """
 
 import functools
@@ -32,7 +30,7 @@ def batch_norm_relu(
   axis_name: str | None,
   relu: bool,
   channel_axis: int,
-  in_loop: bool,
+  keep_gradient: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """relu(batch_norm(x) + residual) with the statistics of the global batch.
 
@@ -47,17 +45,26 @@ def batch_norm_relu(
     axis_name: device axis that statistics are averaged over, or None.
     relu: whether the sum is clipped at zero.
     channel_axis: 3 or 0.
-    in_loop: whether this is the body of a compiled loop. The gradient of x is
-      then computed once, not in every use of it, which saves a tenth of the
-      time; elsewhere that costs as much as it saves. Values do not depend on
-      it, but for rounding.
+    keep_gradient: whether the gradient of x is computed once and written to
+      memory, not computed in every use of it. In the body of a compiled loop
+      that saves a tenth of the time, elsewhere it costs as much as it saves.
+      Of values it changes the rounding only. For channel_axis 0; no effect
+      in the other layout.
 
   Returns:
     Maps of the shape and type of x, and their mean and biased variance [C] in
     float32, which are constants to a gradient.
   """
   return _forward(
-    x, residual, scale, bias, center, axis_name, relu, channel_axis, in_loop
+    x,
+    residual,
+    scale,
+    bias,
+    center,
+    axis_name,
+    relu,
+    channel_axis,
+    keep_gradient,
   )[0]
 
 
@@ -91,9 +98,9 @@ def _forward(
   axis_name: str | None,
   relu: bool,
   channel_axis: int,
-  in_loop: bool,
+  keep_gradient: bool,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[Any, ...]]:
-  del in_loop
+  del keep_gradient
   # Nothing else uses x, so the compiler subtracts where it adds up the
   # convolution before, and one pass over the maps less is left.
   centered = x.astype(jnp.float32) - _per_channel(center, channel_axis)
@@ -111,7 +118,9 @@ def _forward(
     centered, residual, scale, bias, first, var, relu, channel_axis
   ).astype(x.dtype)
   y = _compute_once(y, var, channel_axis)
-  saved = centered.astype(x.dtype), residual is None, y, scale, first, var
+  # Whichever of the two is in memory anyway.
+  kept = centered.astype(x.dtype) if channel_axis == 0 else x
+  saved = kept, center, residual is None, y, scale, first, var
   return (y, center + first, var), saved
 
 
@@ -119,13 +128,15 @@ def _backward(
   axis_name: str | None,
   relu: bool,
   channel_axis: int,
-  in_loop: bool,
+  keep_gradient: bool,
   saved: tuple[Any, ...],
   cotangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[Any, ...]:
-  centered, no_residual, y, scale, first, var = saved
-  dtype = centered.dtype
-  centered = centered.astype(jnp.float32)
+  kept, center, no_residual, y, scale, first, var = saved
+  dtype = kept.dtype
+  centered = kept.astype(jnp.float32)
+  if channel_axis != 0:
+    centered = centered - _per_channel(center, channel_axis)
   gradient = cotangents[0].astype(jnp.float32)
   if relu:
     gradient = jnp.where(y > 0, gradient, 0)
@@ -146,7 +157,7 @@ def _backward(
     - centered * _per_channel(slope, channel_axis)
   )
   d_x = d_x.astype(dtype)
-  if in_loop:
+  if keep_gradient:
     d_x = _compute_once(d_x, var, channel_axis)
   d_residual = None if no_residual else gradient.astype(dtype)
   return d_x, d_residual, d_scale, d_bias, None
@@ -164,8 +175,9 @@ def _compute_once(
   convolution, which stacks shifted copies, that is three times; along residual
   sums it is the sums of all the blocks before. It would also copy across
   `optimization_barrier`, but not into or out of a loop. This one never runs,
-  because no square is below -1. (Below 0 the compiler might see through; and
-  the body changes the maps, or it would be removed as well.)
+  because no square is below -1. The compiler must not find that out, so it is
+  not a square below 0, which it could simplify; and the body changes the maps,
+  because a loop that hands them through is removed.
 
   Only in the layout of CPUs; elsewhere copying the work is right.
   """

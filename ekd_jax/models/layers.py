@@ -225,13 +225,14 @@ class BatchNormReLU(nn.Module):
     axis_name: device axis that statistics are averaged over, or None.
     relu: whether a ReLU follows.
     dtype: compute dtype of the result.
-    in_loop: whether it is part of a compiled loop; see `batch_norm_relu`.
+    keep_gradient: whether the gradient of its input is computed once only; see
+      `batch_norm_relu`. Right in a compiled loop.
   """
 
   axis_name: str | None = None
   relu: bool = True
   dtype: jnp.dtype = jnp.float32
-  in_loop: bool = False
+  keep_gradient: bool = False
 
   @nn.compact
   def __call__(
@@ -262,7 +263,7 @@ class BatchNormReLU(nn.Module):
         ),
       )
     y, batch_mean, batch_var = batch_norm.batch_norm_relu(
-      *inputs, mean.value, self.axis_name, self.relu, axis, self.in_loop
+      *inputs, mean.value, self.axis_name, self.relu, axis, self.keep_gradient
     )
     for running, batch in ((mean, batch_mean), (var, batch_var)):
       running.value = (

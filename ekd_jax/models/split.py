@@ -5,10 +5,10 @@ channels. Here maps are [C, H, W, N]: the batch is the contiguous axis, so any
 number of channels fills the vector registers, a shift in the image copies runs
 of N numbers, and per-channel parameters are scalars to the inner loops.
 
-A k x k convolution is split into its two directions:
+A k x k convolution is split into its two directions; here with stride 1:
 
-    P = the k horizontal shifts of x, stacked        [k C, H, W', N]
-    Y = matrix(kernel) @ P                           [k O, H, W', N]
+    P = the k horizontal shifts of x, stacked        [k C, H, W, N]
+    Y = matrix(kernel) @ P                           [k O, H, W, N]
     out = the k row groups of Y, shifted vertically and added
 
 so the matmul sees k shifts, not k^2 as im2col does, and the rest are sums of
@@ -17,7 +17,8 @@ shifted copies. `matrix(kernel)` has rows (kh, o) and columns (kw, c).
 With a stride, each row of the kernel meets every stride-th row of x only: rows
 2i - 1 and 2i + 1 of x meet the outer rows of a 3 x 3 kernel, rows 2i its middle
 one. So x is taken apart into its phases, rows 2i and rows 2i + 1, and each has
-a P and a matmul of its own, with the kernel rows that it meets.
+a P and a matmul of its own, with the kernel rows that it meets. Columns are
+taken apart as P is stacked: it holds those that an output meets, and no others.
 
 Gradients are written by hand: automatic ones would scatter into padded maps
 and keep P from the forward pass. Every shift's adjoint is the opposite shift,

@@ -68,7 +68,7 @@ class Checkpoints:
 
   def __exit__(self, *exception: object) -> None:
     # A save that failed in the background is raised here, not lost.
-    self._manager.wait_until_finished()
+    self.wait()
     self._manager.close()
 
   def latest_step(self) -> int | None:

@@ -53,7 +53,7 @@ def programs_ahead() -> int:
   return 0 if jax.default_backend() == "cpu" else 1
 
 
-def as_they_end(dispatched: Iterable[Any]) -> Iterator[Any]:
+def when_due(dispatched: Iterable[Any]) -> Iterator[Any]:
   """Results of programs, in order, each when it is time to wait for it.
 
   Args:

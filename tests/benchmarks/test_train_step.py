@@ -137,6 +137,12 @@ def test_a_failed_check_ends_the_run(monkeypatch, capsys):
       "solo_each,solo,dml",
     ),
     (["--pairs", "0"], "--pairs is 0: at least 1"),
+    (
+      ["--case", "resnet21"],
+      "--case resnet21 is not possible: choose one of resnet20x5, "
+      "resnet110x4, all",
+    ),
+    (["--pair", "3"], "--pair is not a known option: did you mean --pairs?"),
   ],
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):

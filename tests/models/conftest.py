@@ -32,8 +32,8 @@ def smooth(monkeypatch):
   )
 
   def smooth_in_training(*args):
-    *args, relu, channel_axis, in_loop = args
-    y, mean, var = in_training(*args, False, channel_axis, in_loop)
+    *args, relu, channel_axis, keep_gradient = args
+    y, mean, var = in_training(*args, False, channel_axis, keep_gradient)
     return jnp.tanh(y) if relu else y, mean, var
 
   def smooth_in_evaluation(*args):

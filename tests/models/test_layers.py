@@ -206,13 +206,13 @@ def test_evaluation_normalises_with_the_running_statistics(form):
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("in_loop", [True, False])
+@pytest.mark.parametrize("keep_gradient", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
-def test_batch_norm_gradients_equal_the_closed_form(relu, in_loop, form):
+def test_batch_norm_gradients_equal_the_closed_form(relu, keep_gradient, form):
   variables = norm_variables()
   x = normal(0, 3, 4, 2, CHANNELS, mean=1, std=2)
   residual, cotangent = normal(1, *x.shape), normal(2, *x.shape)
-  layer = layers.BatchNormReLU(relu=relu, in_loop=in_loop)
+  layer = layers.BatchNormReLU(relu=relu, keep_gradient=keep_gradient)
 
   def loss(params, x, residual):
     own = {**variables, "params": params}
@@ -288,22 +288,42 @@ def test_a_constant_channel_stays_finite(constant, form):
   np.testing.assert_allclose(y[..., ::2], expected[..., ::2], atol=1e-5)
 
 
+@pytest.mark.parametrize("keep_gradient", [True, False])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_comes_out_and_stays_in_its_channel(bad, form):
+def test_what_is_not_finite_comes_out_and_stays_in_its_channel(
+  bad, keep_gradient, form
+):
   variables = norm_variables()
-  x = normal(0, 3, 5, 5, CHANNELS)
+  sound, cotangent = (normal(seed, 3, 5, 5, CHANNELS) for seed in (0, 1))
+  x = sound.copy()
   x[1, 2, 3, 0] = bad
+  layer = layers.BatchNormReLU(keep_gradient=keep_gradient)
 
   def loss(x):
-    y, stats = form.train_norm(layers.BatchNormReLU(), variables, x)
-    return jnp.sum(y), (y, stats)
+    y, stats = form.train_norm(layer, variables, x)
+    return jnp.sum(cotangent * y), (y, stats)
 
   gradient, (y, stats) = jax.grad(loss, has_aux=True)(x)
   for maps in (y, gradient):
     assert np.isnan(maps[..., 0]).any()
-    assert np.isfinite(maps[..., 1:]).all()
   assert not np.isfinite(stats["mean"][0])
-  assert np.isfinite(stats["mean"][1:]).all()
+  # The other channels are as if nothing had happened.
+  params = variables["params"]
+  mean, var = reference.moments(sound)
+  expected = reference.batch_norm_relu_gradients(
+    sound, params["scale"], params["bias"], cotangent
+  )
+  for actual, wanted in (
+    (y, reference_norm(variables, sound, mean, var)),
+    (gradient, expected["x"]),
+    (
+      stats["mean"],
+      reference.running(variables["batch_stats"]["mean"], mean),
+    ),
+  ):
+    np.testing.assert_allclose(
+      actual[..., 1:], wanted[..., 1:], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_initialising_in_training_leaves_the_statistics_at_zero_and_one(form):
@@ -492,6 +512,33 @@ def test_bfloat16_batch_norm_keeps_float32_statistics(form):
     expected = reference.running(variables["batch_stats"][name], batch)
     # Thousands of times finer than bfloat16.
     np.testing.assert_allclose(stats[name], expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("deviations", [0, 4])
+def test_bfloat16_batch_norm_gradients_are_rounded_no_more_than_its_maps(
+  deviations, form
+):
+  """However far the running mean is from that of the batch."""
+  variables = norm_variables()
+  x = bfloat16(normal(0, 8, 5, 5, CHANNELS))
+  cotangent = bfloat16(normal(1, *x.shape))
+  mean, var = reference.moments(x)
+  variables["batch_stats"]["mean"] = np.float32(mean + deviations * var**0.5)
+  layer = layers.BatchNormReLU(relu=False, dtype=jnp.bfloat16)
+
+  def loss(x):
+    y, _ = form.train_norm(layer, variables, x)
+    return jnp.sum(cotangent * y.astype(jnp.float32))
+
+  actual = jax.grad(loss)(x)
+  params = variables["params"]
+  expected = reference.batch_norm_relu_gradients(
+    x, params["scale"], params["bias"], cotangent, relu=False
+  )["x"]
+  # What is kept of x may be rounded once, to within HALF_STEP of the distance
+  # to the running mean, which enters with a factor below 1; then the result is.
+  tolerance = HALF_STEP * (2 + deviations) * np.abs(expected).max()
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 def test_a_residual_of_another_type_gets_a_gradient_of_its_own(form):

@@ -115,7 +115,5 @@ def test_results_are_handed_out_in_order_a_fixed_number_of_programs_late(
       dispatched.append(number)
       yield number
 
-  seen = [
-    (result, len(dispatched)) for result in parallel.as_they_end(dispatch())
-  ]
+  seen = [(result, len(dispatched)) for result in parallel.when_due(dispatch())]
   assert seen == [(n, min(n + 1 + ahead, 3)) for n in range(3)]

@@ -25,6 +25,7 @@ from tests.reference import resnet as reference
 BATCH = 20
 DEPTH = 8
 CHANNELS = ((16, 32, 64), (7, 15, 31))
+STAGES_OF_MEMBERS = sum(map(len, CHANNELS))
 EXAMPLES = 3 * BATCH
 
 
@@ -37,24 +38,20 @@ class Program(NamedTuple):
   order: Any
 
 
-def program(formulation, devices):
+def program(formulation, devices, depth=DEPTH, scan="auto"):
   """The train step as the loop builds it."""
   config = configs.resolve(
     configs.Config(
       dataset="cifar10",
-      depth=DEPTH,
+      depth=depth,
       ratios=(0.75,),
       batch_size=BATCH,
       conv=formulation,
+      scan=scan,
       run_dir="run",
     )
   )
   info = data.info(config.dataset)
-  family = build.family(config)
-  channels = tuple(
-    family.stage_channels(m.width) for m in build.members(config)
-  )
-  assert channels == CHANNELS
   method = build.method(config, total_steps=3)
   random = np.random.default_rng(0)
   examples = {
@@ -74,9 +71,9 @@ def program(formulation, devices):
 
 
 @functools.cache
-def compiled(formulation):
+def compiled(formulation, **network):
   """XLA's program for one device."""
-  own = program(formulation, jax.devices()[:1])
+  own = program(formulation, jax.devices()[:1], **network)
   return own.train_step.lower(own.state, own.examples, own.order).compile()
 
 
@@ -134,6 +131,17 @@ def test_training_compiles_one_program_and_keeps_no_old_state(
   assert np.isfinite(parallel.unreplicate(metrics)["loss"])
 
 
+def test_the_members_are_those_that_are_counted_here():
+  config = configs.resolve(
+    configs.Config(
+      dataset="cifar10", depth=DEPTH, ratios=(0.75,), run_dir="run"
+    )
+  )
+  family = build.family(config)
+  members = build.members(config)
+  assert tuple(family.stage_channels(m.width) for m in members) == CHANNELS
+
+
 def test_no_stack_of_shifted_maps_repeats_the_relu_before_it():
   # Of maps: drawing the crops takes a maximum too, of numbers per image.
   fusions = [
@@ -143,6 +151,34 @@ def test_no_stack_of_shifted_maps_repeats_the_relu_before_it():
   stacks = [held for held in fusions if "concatenate" in held]
   assert len(stacks) > 20
   assert not any("maximum" in held for held in stacks)
+
+
+# ResNet-8 has a block per stage, ResNet-14 an equal one after it: the loop.
+@pytest.mark.parametrize(
+  ("network", "norms", "looped_norms"),
+  [({}, 3, 0), ({"depth": 14, "scan": "on"}, 3, 2)],
+)
+def test_maps_of_every_norm_are_written_where_they_are_computed(
+  network, norms, looped_norms
+):
+  """By `batch_norm._compute_once`, which the compiler must not see through."""
+  text = compiled("split", **network).as_text()
+  kept = re.findall(
+    rf"= \(f32\[\d+,\d+,\d+,{BATCH}\]\S+, pred\[\]\S*\) while\(", text
+  )
+  # What the norm centres and what it returns. A loop's body does so twice, in
+  # the forward pass and again in the backward one, and keeps the gradient.
+  per_stage = 2 * norms + (2 + 2 + 1) * looped_norms
+  assert len(kept) == STAGES_OF_MEMBERS * per_stage
+  # For that, no maps are copied; a loop over blocks copies what it carries.
+  copies = [
+    dimensions
+    for operation, dimensions in operations(text)
+    if operation == "copy" and len(dimensions) == 4 and BATCH in dimensions
+  ]
+  images = 1
+  carried = 2 * STAGES_OF_MEMBERS if looped_norms else 0
+  assert len(copies) == images + carried
 
 
 @pytest.mark.parametrize("formulation", formulations.NAMES)
