@@ -106,7 +106,11 @@ def cases(
 
   A case that compiles nothing has the one state "none".
   """
-  flags = ["--conv", options.conv, "--scan", options.scan]
+  flags = [
+    *("--conv", options.conv),
+    *("--scan", options.scan),
+    *("--remat", options.remat),
+  ]
   if not options.tune_allocator:
     flags.append("--no-tune-allocator")
   compiling, other = ("cold", "warm"), ("none",)

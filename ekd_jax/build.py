@@ -27,6 +27,7 @@ def family(config: Config) -> Family:
     dtype=jnp.dtype(config.precision),
     formulation=config.conv,
     scan=config.scan,
+    remat=config.remat,
   )
 
 

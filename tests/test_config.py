@@ -91,7 +91,10 @@ def test_what_is_trained_is_not_where_or_how_often_it_is_saved():
   for name in ("run_dir", "data_dir", "checkpoint_minutes", "with_solo"):
     assert name not in fields
   # Nor how it is computed.
-  for name in ("conv", "scan", "compilation_cache", "tune_allocator"):
+  for name in (
+    *("conv", "scan", "remat"),
+    *("compilation_cache", "tune_allocator"),
+  ):
     assert name not in fields
   for name in ("method", "ratios", "seed", "seeds", "batch_size", "precision"):
     assert name in fields

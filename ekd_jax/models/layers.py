@@ -98,14 +98,16 @@ def _like(maps: Maps, values: jax.Array) -> Maps:
   return BatchLast(values) if isinstance(maps, BatchLast) else values
 
 
-def _convolve(maps: Maps, kernel: jax.Array, stride: int) -> Maps:
+def _convolve(
+  maps: Maps, kernel: jax.Array, stride: int, remat: bool = False
+) -> Maps:
   """With a kernel of the maps' type, padded (size - 1) // 2 on all sides.
 
   "SAME" would pad stride-2 convolutions on one side only; the published
   networks pad on both, as torch does.
   """
   if isinstance(maps, BatchLast):
-    return BatchLast(split.convolution(maps.values, kernel, stride))
+    return BatchLast(split.convolution(maps.values, kernel, stride, remat))
   pad = (kernel.shape[0] - 1) // 2
   return jax.lax.conv_general_dilated(
     maps,
@@ -191,12 +193,15 @@ class Convolution(nn.Module):
     size: side of the kernel, odd.
     stride: step in both directions.
     dtype: compute dtype of the result.
+    remat: whether less is kept for the gradient, see `split.convolution`; no
+      effect in the lax formulation.
   """
 
   channels: int
   size: int = 3
   stride: int = 1
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
@@ -206,7 +211,7 @@ class Convolution(nn.Module):
     shape = (self.size, self.size, channels(x), self.channels)
     kernel = self.param("kernel", xavier_normal, shape, jnp.float32)
     x = _like(x, _values(x).astype(self.dtype))
-    return _convolve(x, kernel.astype(self.dtype), self.stride)
+    return _convolve(x, kernel.astype(self.dtype), self.stride, self.remat)
 
 
 class BatchNormReLU(nn.Module):

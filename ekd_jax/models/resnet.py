@@ -19,7 +19,14 @@ import jax.numpy as jnp
 from ekd_jax.compression import Cost
 from ekd_jax.errors import UserError
 from ekd_jax.models import layers
-from ekd_jax.models.network import Outputs, Scan, scan_modules, scans
+from ekd_jax.models.network import (
+  Outputs,
+  Remat,
+  Scan,
+  remats,
+  scan_modules,
+  scans,
+)
 
 STEM_CHANNELS = 16
 STAGE_CHANNELS = (16, 32, 64)
@@ -44,13 +51,14 @@ class _BasicBlock(nn.Module):
   stride: int
   axis_name: str | None
   dtype: jnp.dtype
+  remat: bool = False
   in_loop: bool = False
 
   @nn.compact
   def __call__(self, x: layers.Maps, *, train: bool) -> layers.Maps:
     def conv(name: str, size: int, stride: int) -> layers.Convolution:
       return layers.Convolution(
-        self.channels, size, stride, dtype=self.dtype, name=name
+        self.channels, size, stride, self.dtype, self.remat, name=name
       )
 
     def norm(name: str, *, relu: bool) -> layers.BatchNormReLU:
@@ -75,10 +83,12 @@ class _Branch(nn.Module):
   axis_name: str | None
   dtype: jnp.dtype
   scan: Scan
+  remat: Remat
 
   @nn.compact
   def __call__(self, x: layers.Maps, *, train: bool) -> Outputs:
     features = []
+    remat = remats(self.remat, self.blocks_per_stage - 1)
     for stage, channels in enumerate(self.stage_channels):
 
       def block(
@@ -91,13 +101,13 @@ class _Branch(nn.Module):
       first, *equal = (
         f"stage_{stage}_block_{index}" for index in range(self.blocks_per_stage)
       )
-      x = block(1 if stage == 0 else 2, first)(x, train=train)
+      x = block(1 if stage == 0 else 2, first, remat=remat)(x, train=train)
       if not self.is_initializing() and scans(self.scan, x, len(equal)):
         one = block(1, None, parent=None, in_loop=True)
         x = scan_modules(self, one, equal, x, train=train)
       else:
         for name in equal:
-          x = block(1, name)(x, train=train)
+          x = block(1, name, remat=remat)(x, train=train)
       features.append(x)
     x = layers.GlobalAveragePool()(x)
     logits = layers.Dense(self.num_classes, name="head")(x)
@@ -116,6 +126,7 @@ class CifarResNet:
     dtype: compute dtype of convolutions and maps.
     formulation: how layers are computed; see `layers.enter`.
     scan: whether equal blocks are compiled once; see `network.scans`.
+    remat: whether less is kept for the gradient; see `network.remats`.
   """
 
   depth: int
@@ -125,6 +136,7 @@ class CifarResNet:
   dtype: jnp.dtype = jnp.float32
   formulation: layers.Formulation = "lax"
   scan: Scan = "off"
+  remat: Remat = "off"
 
   def __post_init__(self):
     if self.depth < 8 or (self.depth - 2) % 6:
@@ -174,7 +186,7 @@ class CifarResNet:
   def alone(self) -> "CifarResNet":
     """The same networks for one device of any kind, in the plain layout."""
     return dataclasses.replace(
-      self, axis_name=None, formulation="lax", scan="off"
+      self, axis_name=None, formulation="lax", scan="off", remat="off"
     )
 
   def stem(self) -> nn.Module:
@@ -190,6 +202,7 @@ class CifarResNet:
       self.axis_name,
       self.dtype,
       self.scan,
+      self.remat,
     )
 
   def cost(self, width: float) -> Cost:

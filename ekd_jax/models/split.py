@@ -20,9 +20,10 @@ one. So x is taken apart into its phases, rows 2i and rows 2i + 1, and each has
 a P and a matmul of its own, with the kernel rows that it meets. Columns are
 taken apart as P is stacked: it holds those that an output meets, and no others.
 
-Gradients are written by hand: automatic ones would scatter into padded maps
-and keep P from the forward pass. Every shift's adjoint is the opposite shift,
-phases are interleaved again, and P is rebuilt.
+Gradients are written by hand: automatic ones would scatter into padded maps.
+Every shift's adjoint is the opposite shift, and phases are interleaved again.
+The gradient of the kernel needs P, three times the size of x: it is kept from
+the forward pass, which is fastest, or stacked again.
 
 On GPU and TPU the plain convolution is the right one; `layers` chooses.
 """
@@ -33,23 +34,28 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolution(
+  x: jax.Array, kernel: jax.Array, stride: int, remat: bool
+) -> jax.Array:
   """A square convolution, padded by (size - 1) / 2 on all sides.
 
   Args:
     x: maps [C, H, W, N].
     kernel: [size, size, C, O] of the same type, size odd.
     stride: step in both directions.
+    remat: whether P is stacked again for the gradient, not kept: a step then
+      takes half the memory, and 5 to 10 % more time.
 
   Returns:
     Maps [O, ceil(H / stride), ceil(W / stride), N].
   """
+  del remat
   size, _, _, outputs = kernel.shape
   shifted = []
   for first, phase, offset in _tap_groups(size, stride):
     rows = kernel[first::stride]
-    stacked = _stack_shifts(x, phase, size, stride)
+    stacked = _stack_shifts(x, phase, size, stride, jnp.zeros((), x.dtype))
     products = _matrix(rows) @ _flat(stacked)
     products = products.reshape(len(rows), outputs, *stacked.shape[1:])
     shifted += [
@@ -59,15 +65,23 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _forward(
-  x: jax.Array, kernel: jax.Array, stride: int
+  x: jax.Array, kernel: jax.Array, stride: int, remat: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return convolution(x, kernel, stride), (x, kernel)
+  return convolution(x, kernel, stride, remat), (x, kernel)
 
 
 def _backward(
-  stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+  stride: int,
+  remat: bool,
+  saved: tuple[jax.Array, jax.Array],
+  gradient: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   x, kernel = saved
+  # XLA finds that P is stacked twice from the same x, and keeps the first. A
+  # zero that it cannot know before there is a gradient makes another P of it.
+  zero = jnp.zeros((), x.dtype)
+  if remat:
+    zero = jnp.minimum(jnp.square(gradient[0, 0, 0, 0]), 0)
   size, _, inputs, outputs = kernel.shape
   d_rows = [None] * size
   d_phases = [jnp.zeros((), x.dtype)] * stride**2
@@ -76,7 +90,7 @@ def _backward(
     spread = jnp.concatenate(
       [_shift(gradient, 1, -offset - row) for row in range(len(rows))]
     )
-    stacked = _stack_shifts(x, phase, size, stride)
+    stacked = _stack_shifts(x, phase, size, stride, zero)
     d_matrix = jax.lax.dot_general(
       _flat(spread), _flat(stacked), (((1,), (1,)), ((), ()))
     )
@@ -124,18 +138,18 @@ def _flat(maps: jax.Array) -> jax.Array:
 
 
 def _stack_shifts(
-  x: jax.Array, phase: int, size: int, stride: int
+  x: jax.Array, phase: int, size: int, stride: int, zero: jax.Array
 ) -> jax.Array:
   """The rows of one phase: -> [size C, ceil(H / stride), ceil(W / stride), N].
 
-  [tap C + c, i, j] is x[c, stride i + phase, stride j + tap - pad], or zero.
+  [tap C + c, i, j] is x[c, stride i + phase, stride j + tap - pad], or `zero`.
   """
   _, height, width, _ = x.shape
   pad = (size - 1) // 2
-  x = _window(x, 1, phase, stride, -(-height // stride))
+  x = _window(x, 1, phase, stride, -(-height // stride), zero)
   columns = -(-width // stride)
   return jnp.concatenate(
-    [_window(x, 2, tap - pad, stride, columns) for tap in range(size)]
+    [_window(x, 2, tap - pad, stride, columns, zero) for tap in range(size)]
   )
 
 
@@ -160,18 +174,18 @@ def _join_phases(
 
 def _shift(x: jax.Array, axis: int, offset: int) -> jax.Array:
   """y[i] = x[i + offset] along `axis`, zero outside of x."""
-  return _window(x, axis, offset, 1, x.shape[axis])
+  return _window(x, axis, offset, 1, x.shape[axis], jnp.zeros((), x.dtype))
 
 
 def _window(
-  x: jax.Array, axis: int, start: int, stride: int, count: int
+  x: jax.Array, axis: int, start: int, stride: int, count: int, zero: jax.Array
 ) -> jax.Array:
-  """y[i] = x[start + stride i] for i < count, zero outside of x."""
+  """y[i] = x[start + stride i] for i < count, `zero` outside of x."""
   if start == 0 and stride == 1 and count == x.shape[axis]:
     return x
   end = start + stride * (count - 1) + 1
   low, high = max(0, -start), max(0, end - x.shape[axis])
   padding = [(0, 0, 0)] * x.ndim
   padding[axis] = (low, high, 0)
-  x = jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
+  x = jax.lax.pad(x, zero, padding)
   return jax.lax.slice_in_dim(x, start + low, end + low, stride, axis)

@@ -107,13 +107,14 @@ SHAPES = [
 @pytest.mark.parametrize(("shape", "outputs"), SHAPES, ids=str)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("remat", [False, True])
 def test_convolution_pads_symmetrically_as_torch_does(
-  size, stride, shape, outputs, form
+  remat, size, stride, shape, outputs, form
 ):
   """Values, and the gradients of both operands, as the definition has them."""
   x = normal(0, *shape)
   kernel = normal(1, size, size, shape[-1], outputs)
-  layer = layers.Convolution(outputs, size, stride)
+  layer = layers.Convolution(outputs, size, stride, remat=remat)
   expected = reference.convolution(x, kernel, stride)
   cotangent = normal(2, *expected.shape)
 

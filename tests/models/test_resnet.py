@@ -11,7 +11,7 @@ import pytest
 
 from ekd_jax.errors import UserError
 from ekd_jax.models import CifarResNet, Network, Outputs, layers
-from ekd_jax.models.network import scans
+from ekd_jax.models.network import remats, scans
 from tests.models import formulations
 from tests.models.common import random_like
 from tests.reference import resnet as reference
@@ -350,11 +350,19 @@ def test_bfloat16_networks_keep_float32_parameters_and_logits(formulation):
 # Two equal blocks in every stage, so that one could be taken for the other;
 # odd channel counts; sides that are odd, and odd again when halved.
 DEPTH, WIDTH, IMAGE_SHAPE = 20, 0.3, (9, 14, 3)
-WAYS = [(name, scan) for name in formulations.NAMES for scan in ("off", "on")]
+WAYS = [
+  *((name, scan) for name in formulations.NAMES for scan in ("off", "on")),
+  ("split", "off", "on"),
+]
 
 
-def variant(formulation="lax", scan="off"):
-  return CifarResNet(DEPTH, 10, IMAGE_SHAPE, formulation=formulation, scan=scan)
+def variant(formulation="lax", scan="off", remat="off"):
+  return CifarResNet(
+    *(DEPTH, 10, IMAGE_SHAPE),
+    formulation=formulation,
+    scan=scan,
+    remat=remat,
+  )
 
 
 def values_and_gradients(network, variables, images, cotangents):
@@ -465,10 +473,10 @@ def test_parameters_do_not_depend_on_the_formulation_or_the_loop():
 @pytest.mark.parametrize(
   ("scan", "formulation", "count", "expected"),
   [
-    ("auto", "split", 7, False),
-    ("auto", "split", 8, True),
-    ("auto", "split", 17, True),
-    ("auto", "lax", 17, False),
+    ("auto", "split", 17, False),
+    ("auto", "split", 23, False),
+    ("auto", "split", 24, True),
+    ("auto", "lax", 24, False),
     ("on", "lax", 1, True),
     ("on", "split", 1, True),
     ("on", "split", 0, False),
@@ -484,10 +492,25 @@ def test_many_equal_blocks_are_scanned_in_the_split_formulation(
 
 
 @pytest.mark.parametrize(
-  ("depth", "formulation", "loops"),
-  [(56, "split", 3), (50, "split", 0), (56, "lax", 0)],
+  ("remat", "count", "expected"),
+  [
+    ("auto", 7, False),
+    ("auto", 8, True),
+    ("on", 0, True),
+    ("off", 200, False),
+  ],
 )
-def test_deep_networks_are_compiled_as_three_loops(depth, formulation, loops):
+def test_many_equal_blocks_keep_less_for_the_gradient(remat, count, expected):
+  assert remats(remat, count) is expected
+
+
+@pytest.mark.parametrize(
+  ("depth", "formulation", "loops"),
+  [(152, "split", 3), (146, "split", 0), (152, "lax", 0)],
+)
+def test_very_deep_networks_are_compiled_as_three_loops(
+  depth, formulation, loops
+):
   network = CifarResNet(
     depth, 10, (8, 8, 3), formulation=formulation, scan="auto"
   )
