@@ -1,6 +1,5 @@
 """What the benchmarks' command lines have in common."""
 
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -31,9 +30,8 @@ def main(
   """
   # A pipe has no width; folding columns at 80 would break numbers.
   console = Console() if sys.stdout.isatty() else Console(width=120)
-  flags = [configs.flag(f.name) for f in dataclasses.fields(options_type)]
   try:
-    with cli.mistakes_in_one_line(flags):
+    with cli.mistakes_in_one_line(cli.flags(options_type)):
       options = tyro.cli(
         options_type,
         args=arguments,
@@ -53,7 +51,9 @@ def require_at_least_one(options: Any, *names: str) -> None:
   """
   for name in names:
     if getattr(options, name) < 1:
-      raise UserError(f"--{name} is {getattr(options, name)}: at least 1")
+      raise UserError(
+        f"{configs.flag(name)} is {getattr(options, name)}: at least 1"
+      )
 
 
 def say(console: Console, line: str) -> None:

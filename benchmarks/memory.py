@@ -32,7 +32,7 @@ _PROCESS = pathlib.Path("/proc/self")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(workload.TrainingFlags):
   """Compares the peak memory of our step with that of PyTorch's."""
 
   # What is trained.
@@ -57,7 +57,7 @@ def run(options: Options, console: Console) -> None:
     raise UserError("benchmarks/memory.py needs Linux: it reads /proc")
   timing.write_json(options.json, [])
   records = []
-  for case, config in cases(options.case).items():
+  for case, config in cases(options.case, **options.settings()).items():
     command_line.say(console, f"{case}: measuring")
     ours = timing.in_worker(product, config, options.steps)
     channels = workload.stage_channels(config)
@@ -67,14 +67,14 @@ def run(options: Options, console: Console) -> None:
   console.print(table(records))
 
 
-def cases(which: str) -> dict[str, Config]:
+def cases(which: str, **settings: Any) -> dict[str, Config]:
   """ResNet-20 with its first one to five members; ResNet-110."""
-  full = workload.config("resnet20x5")
+  full = workload.config("resnet20x5", **settings)
   found = {
     f"resnet20x{count}": dataclasses.replace(full, widths=full.widths[:count])
     for count in range(1, len(full.widths) + 1)
   }
-  deep = {"resnet110x4": workload.config("resnet110x4")}
+  deep = {"resnet110x4": workload.config("resnet110x4", **settings)}
   return {"resnet20": found, "resnet110x4": deep, "all": found | deep}[which]
 
 

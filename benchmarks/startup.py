@@ -106,11 +106,9 @@ def cases(
 
   A case that compiles nothing has the one state "none".
   """
-  flags = [
-    *("--conv", options.conv),
-    *("--scan", options.scan),
-    *("--remat", options.remat),
-  ]
+  flags = ["--conv", options.conv, "--scan", options.scan]
+  if options.remat:
+    flags.append("--remat")
   if not options.tune_allocator:
     flags.append("--no-tune-allocator")
   compiling, other = ("cold", "warm"), ("none",)

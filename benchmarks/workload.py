@@ -46,7 +46,7 @@ class TrainingFlags:
 
   conv: Literal["auto", "lax", "split"] = "auto"
   scan: Literal["auto", "on", "off"] = "auto"
-  remat: Literal["auto", "on", "off"] = "auto"
+  remat: bool = False
   tune_allocator: bool = True
 
   def settings(self) -> dict[str, Any]:

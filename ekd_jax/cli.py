@@ -105,11 +105,7 @@ def parse(
     defaults = dataclasses.replace(defaults, **quick)
   elif _given("--widths", arguments):
     defaults = dataclasses.replace(defaults, ratios=None)
-  flags = [
-    configs.flag(f"no_{f.name}" if f.default is True else f.name)
-    for f in dataclasses.fields(Config)
-  ]
-  with mistakes_in_one_line(flags):
+  with mistakes_in_one_line(flags(Config)):
     config = tyro.cli(
       Config,
       default=defaults,
@@ -340,13 +336,24 @@ def _console() -> Console:
   return Console() if sys.stdout.isatty() else Console(width=200)
 
 
+def flags(options_type: type) -> list[str]:
+  """The command-line flags of a dataclass; what is on by default has --no-."""
+  return [
+    configs.flag(f"no_{f.name}" if f.default is True else f.name)
+    for f in dataclasses.fields(options_type)
+  ]
+
+
 def mistakes_in_one_line(
   flags: Sequence[str],
 ) -> contextlib.AbstractContextManager[None]:
-  """Makes a `UserError` of what tyro would say in a box.
+  """Makes one line of what tyro would say in a box.
 
   Args:
     flags: those that there are, to name the one that was meant.
+
+  Returns:
+    A context; tyro's mistakes in it are raised as `UserError`.
   """
 
   def hook(event: tyro_errors.ParseErrorEvent) -> None:

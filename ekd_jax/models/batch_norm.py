@@ -2,7 +2,7 @@
 
 One function, because its gradient is the closed form, written by hand:
 automatic differentiation keeps more maps and passes over them more often. This
-needs only what went in and what came out.
+needs only what came out and what went in, or that less a constant per channel.
 
 Both layouts of maps are served: channels last, [N, H, W, C], and batch last,
 [C, H, W, N], that of CPUs, where `_compute_once` says what goes to memory.
@@ -101,8 +101,8 @@ def _forward(
   keep_gradient: bool,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[Any, ...]]:
   del keep_gradient
-  # Nothing else uses x, so the compiler subtracts where it adds up the
-  # convolution before, and one pass over the maps less is left.
+  # With the batch last nothing else uses x, so the compiler subtracts where it
+  # adds up the convolution before, and one pass over the maps less is left.
   centered = x.astype(jnp.float32) - _per_channel(center, channel_axis)
   centered = _compute_once(centered, center, channel_axis)
   # Both travel in one all-reduce; centring at the mean would need two, one
@@ -118,7 +118,7 @@ def _forward(
     centered, residual, scale, bias, first, var, relu, channel_axis
   ).astype(x.dtype)
   y = _compute_once(y, var, channel_axis)
-  # Whichever of the two is in memory anyway.
+  # Whichever of the two is in memory anyway (as a rounded copy in bfloat16).
   kept = centered.astype(x.dtype) if channel_axis == 0 else x
   saved = kept, center, residual is None, y, scale, first, var
   return (y, center + first, var), saved

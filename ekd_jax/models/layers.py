@@ -217,7 +217,7 @@ class Convolution(nn.Module):
 class BatchNormReLU(nn.Module):
   """Batch norm, then an optional residual sum, then an optional ReLU.
 
-  One layer because the three are computed in one pass, see `batch_norm`.
+  One layer because the three have one gradient, see `batch_norm`.
 
   In training, statistics are those of the global batch: means are averaged
   over the devices of `axis_name` before they are used, so results do not
@@ -231,7 +231,8 @@ class BatchNormReLU(nn.Module):
     relu: whether a ReLU follows.
     dtype: compute dtype of the result.
     keep_gradient: whether the gradient of its input is computed once only; see
-      `batch_norm_relu`. Right in a compiled loop.
+      `batch_norm_relu`. Right in a compiled loop; no effect in the lax
+      formulation.
   """
 
   axis_name: str | None = None

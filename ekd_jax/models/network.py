@@ -121,10 +121,10 @@ def apply_network(
 def init_network(
   module: nn.Module, rng: jax.Array, inputs: Any
 ) -> tuple[Any, Any]:
-  """Draws the variables of a stem or a branch without running it.
+  """Draws the variables of a stem, a branch or a network; runs nothing.
 
   Args:
-    module: a stem or a branch.
+    module: whose variables.
     rng: a key.
     inputs: what it takes, as shapes and types.
 
@@ -142,26 +142,11 @@ def init_network(
 
 
 Scan = Literal["auto", "on", "off"]
-Remat = Literal["auto", "on", "off"]
 
-# Equal modules in a row from which on less is kept for their gradient, and
-# from which on they are a loop. A loop takes the least memory and compiles
-# sooner, but computes the forward pass twice; see docs/performance.md.
-_REMAT_MODULES = 8
+# Equal modules in a row from which on they are a loop. It takes the least
+# memory and starts sooner, but computes the forward pass twice and is slower
+# by a quarter: see docs/performance.md.
 _SCANNED_MODULES = 24
-
-
-def remats(remat: Remat, count: int) -> bool:
-  """Whether convolutions keep less for the gradient of `count` equal modules.
-
-  Args:
-    remat: "on" and "off" decide; "auto" is on for many modules.
-    count: how many equal modules there are in a row.
-
-  Returns:
-    What `layers.Convolution` is to be told.
-  """
-  return remat == "on" or (remat == "auto" and count >= _REMAT_MODULES)
 
 
 def scans(scan: Scan, inputs: Maps, count: int) -> bool:

@@ -19,14 +19,7 @@ import jax.numpy as jnp
 from ekd_jax.compression import Cost
 from ekd_jax.errors import UserError
 from ekd_jax.models import layers
-from ekd_jax.models.network import (
-  Outputs,
-  Remat,
-  Scan,
-  remats,
-  scan_modules,
-  scans,
-)
+from ekd_jax.models.network import Outputs, Scan, scan_modules, scans
 
 STEM_CHANNELS = 16
 STAGE_CHANNELS = (16, 32, 64)
@@ -83,12 +76,11 @@ class _Branch(nn.Module):
   axis_name: str | None
   dtype: jnp.dtype
   scan: Scan
-  remat: Remat
+  remat: bool
 
   @nn.compact
   def __call__(self, x: layers.Maps, *, train: bool) -> Outputs:
     features = []
-    remat = remats(self.remat, self.blocks_per_stage - 1)
     for stage, channels in enumerate(self.stage_channels):
 
       def block(
@@ -101,13 +93,14 @@ class _Branch(nn.Module):
       first, *equal = (
         f"stage_{stage}_block_{index}" for index in range(self.blocks_per_stage)
       )
-      x = block(1 if stage == 0 else 2, first, remat=remat)(x, train=train)
+      x = block(1 if stage == 0 else 2, first, remat=self.remat)(x, train=train)
       if not self.is_initializing() and scans(self.scan, x, len(equal)):
+        # No `remat`: the loop's body computes everything again anyway.
         one = block(1, None, parent=None, in_loop=True)
         x = scan_modules(self, one, equal, x, train=train)
       else:
         for name in equal:
-          x = block(1, name, remat=remat)(x, train=train)
+          x = block(1, name, remat=self.remat)(x, train=train)
       features.append(x)
     x = layers.GlobalAveragePool()(x)
     logits = layers.Dense(self.num_classes, name="head")(x)
@@ -126,7 +119,7 @@ class CifarResNet:
     dtype: compute dtype of convolutions and maps.
     formulation: how layers are computed; see `layers.enter`.
     scan: whether equal blocks are compiled once; see `network.scans`.
-    remat: whether less is kept for the gradient; see `network.remats`.
+    remat: whether less is kept for the gradient; see `split.convolution`.
   """
 
   depth: int
@@ -136,7 +129,7 @@ class CifarResNet:
   dtype: jnp.dtype = jnp.float32
   formulation: layers.Formulation = "lax"
   scan: Scan = "off"
-  remat: Remat = "off"
+  remat: bool = False
 
   def __post_init__(self):
     if self.depth < 8 or (self.depth - 2) % 6:
@@ -186,7 +179,7 @@ class CifarResNet:
   def alone(self) -> "CifarResNet":
     """The same networks for one device of any kind, in the plain layout."""
     return dataclasses.replace(
-      self, axis_name=None, formulation="lax", scan="off", remat="off"
+      self, axis_name=None, formulation="lax", scan="off", remat=False
     )
 
   def stem(self) -> nn.Module:

@@ -117,6 +117,7 @@ def test_whole_runs(monkeypatch, capsys, tmp_path, arguments, precisions):
       "--vary devices is not possible on a gpu: choose of students,spread,"
       "depth,width",
     ),
+    (["--batch-size", "0"], "--batch-size is 0: at least 1"),
     (
       ["--batch-size", "6"],
       "--batch-size is 6: a multiple of 4, which is how many devices share it",

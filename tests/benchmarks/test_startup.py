@@ -70,18 +70,18 @@ def test_flags_reach_the_product(monkeypatch):
   monkeypatch.setattr(startup, "first_step", lambda *given: seen.append(given))
   monkeypatch.setattr(startup, "quick_run", lambda *given: seen.append(given))
   options = startup.Options(
-    conv="lax", scan="off", remat="on", tune_allocator=False
+    conv="lax", scan="off", remat=True, tune_allocator=False
   )
   found = startup.cases(options)
   for case in ("resnet20x5", "quick"):
     found[case][0]("folder")
   (config, _), (flags, cache) = seen
-  assert (config.conv, config.scan, config.remat) == ("lax", "off", "on")
+  assert (config.conv, config.scan, config.remat) == ("lax", "off", True)
   assert not config.tune_allocator
   assert flags == [
     *("--conv", "lax"),
     *("--scan", "off"),
-    *("--remat", "on"),
+    "--remat",
     "--no-tune-allocator",
   ]
   assert cache == "folder"

@@ -143,6 +143,11 @@ def test_a_failed_check_ends_the_run(monkeypatch, capsys):
       "resnet110x4, all",
     ),
     (["--pair", "3"], "--pair is not a known option: did you mean --pairs?"),
+    (
+      ["--no-tune-alocator"],
+      "--no-tune-alocator is not a known option: did you mean "
+      "--no-tune-allocator?",
+    ),
   ],
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):

@@ -53,11 +53,15 @@ def test_other_options_are_refused_by_name(tiny_method, folder, capsys):
 def test_a_run_goes_on_in_another_formulation(tiny_method, folder, capsys):
   _train("--conv lax --scan off")
   capsys.readouterr()
-  _train("--conv split --scan on --no-compilation-cache --no-tune-allocator")
+  switches = "--remat --no-compilation-cache --no-tune-allocator"
+  _train(f"--conv split --scan on {switches}")
   assert "finished before" in capsys.readouterr().out
   # The record says what was used last.
   config = json.loads((folder / "here" / "run" / "config.json").read_text())
-  assert (config["conv"], config["scan"]) == ("split", "on")
+  assert (config["conv"], config["scan"], config["remat"]) == (
+    *("split", "on"),
+    True,
+  )
 
 
 def test_solo_can_be_added_to_a_finished_run(tiny_method, folder, capsys):

@@ -11,7 +11,7 @@ import pytest
 
 from ekd_jax.errors import UserError
 from ekd_jax.models import CifarResNet, Network, Outputs, layers
-from ekd_jax.models.network import remats, scans
+from ekd_jax.models.network import scans
 from tests.models import formulations
 from tests.models.common import random_like
 from tests.reference import resnet as reference
@@ -352,11 +352,11 @@ def test_bfloat16_networks_keep_float32_parameters_and_logits(formulation):
 DEPTH, WIDTH, IMAGE_SHAPE = 20, 0.3, (9, 14, 3)
 WAYS = [
   *((name, scan) for name in formulations.NAMES for scan in ("off", "on")),
-  ("split", "off", "on"),
+  ("split", "off", True),
 ]
 
 
-def variant(formulation="lax", scan="off", remat="off"):
+def variant(formulation="lax", scan="off", remat=False):
   return CifarResNet(
     *(DEPTH, 10, IMAGE_SHAPE),
     formulation=formulation,
@@ -489,19 +489,6 @@ def test_many_equal_blocks_are_scanned_in_the_split_formulation(
 ):
   maps = formulations.Formulation(formulation).maps(jnp.zeros((2, 3, 3, 4)))
   assert scans(scan, maps, count) is expected
-
-
-@pytest.mark.parametrize(
-  ("remat", "count", "expected"),
-  [
-    ("auto", 7, False),
-    ("auto", 8, True),
-    ("on", 0, True),
-    ("off", 200, False),
-  ],
-)
-def test_many_equal_blocks_keep_less_for_the_gradient(remat, count, expected):
-  assert remats(remat, count) is expected
 
 
 @pytest.mark.parametrize(
