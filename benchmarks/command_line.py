@@ -31,7 +31,7 @@ def main(
   # A pipe has no width; folding columns at 80 would break numbers.
   console = Console() if sys.stdout.isatty() else Console(width=120)
   try:
-    with cli.mistakes_in_one_line(cli.flags(options_type)):
+    with cli.mistakes_in_one_line(options_type):
       options = tyro.cli(
         options_type,
         args=arguments,

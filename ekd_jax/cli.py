@@ -79,7 +79,7 @@ def tools(argv: Sequence[str] | None = None) -> None:
       raise UserError(
         f"{argv[1]} is no command{meant}: use one of {', '.join(commands)}"
       )
-    with mistakes_in_one_line([]):
+    with mistakes_in_one_line():
       tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="python -m ekd_jax",
@@ -105,7 +105,7 @@ def parse(
     defaults = dataclasses.replace(defaults, **quick)
   elif _given("--widths", arguments):
     defaults = dataclasses.replace(defaults, ratios=None)
-  with mistakes_in_one_line(flags(Config)):
+  with mistakes_in_one_line(Config):
     config = tyro.cli(
       Config,
       default=defaults,
@@ -336,25 +336,24 @@ def _console() -> Console:
   return Console() if sys.stdout.isatty() else Console(width=200)
 
 
-def flags(options_type: type) -> list[str]:
-  """The command-line flags of a dataclass; what is on by default has --no-."""
-  return [
-    configs.flag(f"no_{f.name}" if f.default is True else f.name)
-    for f in dataclasses.fields(options_type)
-  ]
-
-
 def mistakes_in_one_line(
-  flags: Sequence[str],
+  options_type: type | None = None,
 ) -> contextlib.AbstractContextManager[None]:
   """Makes one line of what tyro would say in a box.
 
   Args:
-    flags: those that there are, to name the one that was meant.
+    options_type: the dataclass of the options that there are, from which the
+      one that was meant is named; by default none is.
 
   Returns:
     A context; tyro's mistakes in it are raised as `UserError`.
   """
+  options = dataclasses.fields(options_type) if options_type else ()
+  # What is on by default is turned off by --no-.
+  flags = [
+    configs.flag(f"no_{f.name}" if f.default is True else f.name)
+    for f in options
+  ]
 
   def hook(event: tyro_errors.ParseErrorEvent) -> None:
     if isinstance(event, tyro_errors.UnrecognizedArgs):

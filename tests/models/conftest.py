@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from ekd_jax.models import batch_norm
+from tests.models import formulations
 
 OPTION = "jax_disable_most_optimizations"
 
@@ -16,6 +17,12 @@ def compile_quickly():
   jax.config.update(OPTION, True)
   yield
   jax.config.update(OPTION, before)
+
+
+@pytest.fixture(params=formulations.NAMES)
+def form(request):
+  """One formulation, then the other."""
+  return formulations.Formulation(request.param)
 
 
 @pytest.fixture

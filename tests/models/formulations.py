@@ -1,4 +1,7 @@
-"""Running a layer in either formulation, from and to plain NumPy arrays."""
+"""Running a layer in either formulation, from and to plain NumPy arrays.
+
+And the arrays that tests of layers begin with.
+"""
 
 import dataclasses
 
@@ -9,6 +12,20 @@ import numpy as np
 from ekd_jax.models import layers
 
 NAMES = ("lax", "split")
+
+# One rounding to bfloat16's 8 significant bits moves a number by this much.
+HALF_STEP = 2.0**-8
+
+
+def normal(seed, *shape, mean=0.0, std=1.0):
+  """Random float32 numbers."""
+  values = np.random.default_rng(seed).normal(mean, std, shape)
+  return values.astype(np.float32)
+
+
+def bfloat16(x):
+  """The nearest bfloat16 numbers, as float32."""
+  return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
