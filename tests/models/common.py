@@ -1,7 +1,10 @@
 """What tests of networks and of methods have in common."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from ekd_jax.models import Network
 
 
 def random_like(shapes, seed=0):
@@ -27,3 +30,12 @@ def random_like(shapes, seed=0):
     return values.astype(leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def shapes(network, width, image_shape=None):
+  """Shapes of the variables of stem and branch, as one `Network`."""
+  images = jax.ShapeDtypeStruct(
+    (1, *(image_shape or network.image_shape)), jnp.float32
+  )
+  module = Network(network.stem(), network.branch(width))
+  return module, jax.eval_shape(module.init, jax.random.key(0), images)
