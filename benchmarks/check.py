@@ -41,9 +41,18 @@ MEAN_MEDIAN_TOLERANCE = 1e-4
 
 # Such flips multiply with depth: at 110 layers, the median gradient of any
 # float32 is a percent away. So where PyTorch's own float32 is further from
-# float64 than these tolerances, this multiple of its distance is allowed: each
-# is one draw, and the worst of a thousand thin tensors varies most.
+# float64 than these tolerances, this multiple of its distance is allowed. Each
+# is one draw, and the worst of a thousand thin tensors is no measure: PyTorch's
+# was 0.13 on one processor and 0.36 on another. There the 99th percentile is.
 ROUNDING_FACTOR = 4
+
+
+class Spread(NamedTuple):
+  """Relative differences over the tensors or terms of one kind."""
+
+  worst: float
+  percentile_99: float
+  median: float
 
 
 class Finding(NamedTuple):
@@ -51,21 +60,17 @@ class Finding(NamedTuple):
 
   Attributes:
     quantity: what was compared.
-    worst: the largest relative difference.
-    where: the tensor or the term that has it.
-    median: over the tensors or terms.
-    rounding_worst: `worst` of PyTorch's own float32.
-    rounding_median: `median` of it.
-    count: how many there are.
-    agrees: whether both are within tolerance.
+    where: the tensor or the term that differs most.
+    ours: how far ours is from float64.
+    rounding: how far PyTorch's own float32 is.
+    count: how many tensors or terms there are.
+    agrees: whether ours is within tolerance.
   """
 
   quantity: str
-  worst: float
   where: str
-  median: float
-  rounding_worst: float
-  rounding_median: float
+  ours: Spread
+  rounding: Spread
   count: int
   agrees: bool
 
@@ -155,10 +160,11 @@ def compare(
 def table(case: str, findings: list[Finding]) -> Table:
   """The findings, one row for each kind."""
   shown = timing.table(
-    f"{case}: ours (float32) against PyTorch (float64), relative differences",
+    f"{case}: one float32 step, relative differences from PyTorch's float64",
     [
-      *("quantity", "where largest", "agrees", "largest", "median"),
-      *("PyTorch float32: largest", "median", "tensors"),
+      *("quantity", "where largest", "agrees"),
+      *("ours: largest", "99 %", "median"),
+      *("PyTorch: largest", "99 %", "median", "tensors"),
     ],
   )
   for f in findings:
@@ -166,10 +172,7 @@ def table(case: str, findings: list[Finding]) -> Table:
       f.quantity,
       f.where,
       "yes" if f.agrees else "NO",
-      f"{f.worst:.1e}",
-      f"{f.median:.1e}",
-      f"{f.rounding_worst:.1e}",
-      f"{f.rounding_median:.1e}",
+      *(f"{value:.1e}" for value in (*f.ours, *f.rounding)),
       str(f.count),
     )
   return shown
@@ -182,19 +185,28 @@ def _finding(
   worst_tolerance: float,
   median_tolerance: float,
 ) -> Finding:
-  where = max(own, key=own.get)
-  worst, median = own[where], statistics.median(own.values())
-  rounding_worst = max(rounding.values())
-  rounding_median = statistics.median(rounding.values())
+  ours, theirs = _spread(own), _spread(rounding)
+
+  def within(value: float, tolerance: float, rounded: float) -> bool:
+    return value <= max(tolerance, ROUNDING_FACTOR * rounded)
+
+  tail_is_near = within(ours.worst, worst_tolerance, theirs.worst)
+  if theirs.worst > worst_tolerance:
+    tail_is_near |= within(ours.percentile_99, 0, theirs.percentile_99)
   agrees = (
-    math.isfinite(worst)
-    and worst <= max(worst_tolerance, ROUNDING_FACTOR * rounding_worst)
-    and median <= max(median_tolerance, ROUNDING_FACTOR * rounding_median)
+    math.isfinite(ours.worst)
+    and tail_is_near
+    and within(ours.median, median_tolerance, theirs.median)
   )
-  return Finding(
-    *(quantity, worst, where, median, rounding_worst, rounding_median),
-    *(len(own), agrees),
-  )
+  where = max(own, key=own.get)
+  return Finding(quantity, where, ours, theirs, len(own), agrees)
+
+
+def _spread(differences: Mapping[str, float]) -> Spread:
+  values = sorted(differences.values())
+  # The smallest value that 99 % of them do not exceed.
+  tail = values[math.ceil(0.99 * len(values)) - 1]
+  return Spread(values[-1], tail, statistics.median(values))
 
 
 def _relative(

@@ -117,7 +117,7 @@ def check_cases(cases: Mapping[str, Config], console: Console) -> None:
     findings = check.run(config)
     console.print(check.table(case, findings))
     failed += [
-      f"{case} {f.quantity} ({f.worst:.1e} at {f.where})"
+      f"{case} {f.quantity} ({f.ours.worst:.1e} at {f.where})"
       for f in findings
       if not f.agrees
     ]

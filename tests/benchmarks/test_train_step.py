@@ -77,6 +77,48 @@ def test_a_value_that_is_not_finite_is_noticed(ours):
   assert (broken.quantity, broken.where) == ("gradient", path)
 
 
+@pytest.mark.parametrize(
+  ("ours", "pytorch", "agrees"),
+  [
+    # Nothing but rounding, in a network that takes it well.
+    ({}, {}, True),
+    ({7: 0.019}, {}, True),
+    ({7: 0.021}, {}, False),
+    ({7: 0.19}, {3: 0.05}, True),
+    # One that does not: a single tensor says nothing, some of them do.
+    ({7: 0.9}, {3: 0.13}, True),
+    ({n: 0.9 for n in range(6)}, {3: 0.13}, False),
+    ({n: 0.9 for n in range(6)}, {n: 0.3 for n in range(6)}, True),
+    ({n: 0.01 for n in range(101)}, {}, False),
+    ({n: 0.01 for n in range(101)}, {n: 0.004 for n in range(101)}, True),
+    ({7: np.nan}, {3: 0.13}, False),
+  ],
+)
+def test_what_rounding_cannot_do_is_noticed(ours, pytorch, agrees):
+  """200 gradients, nearly all right: which of the others are let pass?"""
+
+  def step(differences):
+    gradients = {
+      f"tensor_{n}": np.array([1.0, -2.0 * (1 + differences.get(n, 1e-6))])
+      for n in range(200)
+    }
+    same = dict.fromkeys(gradients, np.ones(2))
+    return {
+      "metrics": {},
+      "params": same,
+      "new_params": {name: 2 * value for name, value in same.items()},
+      "gradients": gradients,
+      "batch_stats": {"norm/mean": np.ones(2)},
+      "new_batch_stats": {"norm/mean": np.ones(2)},
+    }
+
+  exact = dict.fromkeys(range(200), 0.0)
+  findings = check.compare(step(ours), step(exact), step(pytorch))
+  (gradient,) = [f for f in findings if f.quantity == "gradient"]
+  assert gradient.agrees is agrees
+  assert all(f.agrees for f in findings if f is not gradient)
+
+
 def test_pytorch_crops_and_flips(pytorch_step):
   import torch
 
@@ -107,7 +149,12 @@ def test_pytorch_crops_and_flips(pytorch_step):
 
 def test_a_failed_check_ends_the_run(monkeypatch, capsys):
   wrong = check.Finding(
-    "distill", 0.04, "distill/student_1", 0.03, 0.0, 0.0, 2, False
+    "distill",
+    "distill/student_1",
+    check.Spread(0.04, 0.04, 0.03),
+    check.Spread(0.0, 0.0, 0.0),
+    count=2,
+    agrees=False,
   )
   monkeypatch.setattr(check, "run", lambda config: [wrong])
   monkeypatch.setattr(workload, "require_pytorch", lambda command: None)
