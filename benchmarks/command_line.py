@@ -11,8 +11,6 @@ from ekd_jax import cli
 from ekd_jax import config as configs
 from ekd_jax.errors import UserError
 
-EXIT_USER_ERROR = 2
-
 Options = TypeVar("Options")
 
 
@@ -30,7 +28,8 @@ def main(
   """
   # A pipe has no width; folding columns at 80 would break numbers.
   console = Console() if sys.stdout.isatty() else Console(width=120)
-  try:
+
+  def parse_and_run() -> None:
     with cli.mistakes_in_one_line(options_type):
       options = tyro.cli(
         options_type,
@@ -38,9 +37,8 @@ def main(
         config=(tyro.conf.FlagCreatePairsOff,),
       )
     run(options, console)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+
+  cli.exit_on_user_error(parse_and_run)
 
 
 def require_at_least_one(options: Any, *names: str) -> None:

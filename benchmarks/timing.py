@@ -41,15 +41,26 @@ class WorkerError(Exception):
   """A worker failed; the first line says how, the rest is its traceback."""
 
 
+class PatienceError(WorkerError):
+  """A worker has not come to an end in time, and was killed."""
+
+
 @contextlib.contextmanager
-def worker(prepare: Callable[[], Callable[..., Any]]) -> Iterator[Callable]:
+def worker(
+  prepare: Callable[[], Callable[..., Any]], *, patience: float | None = None
+) -> Iterator[Callable]:
   """Calls `prepare()` in a fresh process; yields the function it returned.
 
   The yielded function runs over there and returns what it returns. Both ways
   everything is pickled. Nothing else runs meanwhile: the caller waits.
 
+  Args:
+    prepare: what is called first.
+    patience: seconds that it may take; any number if None.
+
   Raises:
     WorkerError: something was raised over there, or the process ended.
+    PatienceError: `prepare` took longer.
   """
   context = multiprocessing.get_context("spawn")
   pipe, far_end = context.Pipe()
@@ -57,7 +68,10 @@ def worker(prepare: Callable[[], Callable[..., Any]]) -> Iterator[Callable]:
   process.start()
   far_end.close()
 
-  def receive() -> Any:
+  def receive(seconds: float | None = None) -> Any:
+    if not pipe.poll(seconds):
+      process.kill()
+      raise PatienceError(f"not ready after {seconds:.0f} s")
     try:
       failure, result = pipe.recv()
     except EOFError:
@@ -74,7 +88,7 @@ def worker(prepare: Callable[[], Callable[..., Any]]) -> Iterator[Callable]:
     return receive()
 
   try:
-    receive()
+    receive(patience)
     yield call
   finally:
     pipe.close()

@@ -31,6 +31,11 @@ import workload
 from ekd_jax.config import Config
 from ekd_jax.errors import UserError
 
+# The slowest thing that works, torch.compile for ResNet-110, takes half of it.
+# PyTorch 2.15 never comes back from a gradient with channels last on processors
+# that have AVX2 and not AVX-512.
+PATIENCE_SECONDS = 400
+
 EXIT_CHECK_FAILED = 1
 
 PYTORCH_FORMS = ("eager", "channels_last", "compile")
@@ -93,12 +98,16 @@ def run(options: Options, console: Console) -> None:
           continue
         command_line.say(console, f"{case}: preparing {opponent}")
         try:
-          with timing.worker(timing.timed(_prepare(opponent, config))) as other:
+          with timing.worker(
+            timing.timed(_prepare(opponent, config)), patience=PATIENCE_SECONDS
+          ) as other:
             pairs = timing.alternate(
               ekd, other, pairs=options.pairs, steps=options.steps
             )
         except timing.WorkerError as error:
-          if opponent != "compile":
+          if opponent != "compile" and not isinstance(
+            error, timing.PatienceError
+          ):
             raise
           # Whether it works depends on more than a compiler.
           reason = str(error).splitlines()[0]

@@ -2,7 +2,7 @@
 
 `main` is what every file under experiments/ calls with its own defaults;
 `tools` is `python -m ekd_jax`. Both turn a `UserError` into one line on
-standard error and exit code 2.
+standard error and its exit code (`errors`).
 
 What loads JAX is imported inside the functions that need it: --help and a
 mistyped flag are answered at once.
@@ -11,7 +11,7 @@ mistyped flag are answered at once.
 import contextlib
 import dataclasses
 import logging
-import pathlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -27,9 +27,7 @@ from tyro import _errors as tyro_errors
 from ekd_jax import config as configs
 from ekd_jax import data, process
 from ekd_jax.config import Config
-from ekd_jax.errors import UserError
-
-EXIT_USER_ERROR = 2
+from ekd_jax.errors import Stopped, UserError
 
 # What --quick changes, besides training the students alone too; flags that
 # are given win over it.
@@ -56,7 +54,7 @@ def main(
     argv: the arguments, those of the process by default.
   """
   argv = list(sys.argv if argv is None else argv)
-  _exit_on_user_error(lambda: _main(defaults, description, argv))
+  exit_on_user_error(lambda: _main(defaults, description, argv))
 
 
 def tools(argv: Sequence[str] | None = None) -> None:
@@ -87,7 +85,7 @@ def tools(argv: Sequence[str] | None = None) -> None:
         args=argv[1:],
       )
 
-  _exit_on_user_error(run)
+  exit_on_user_error(run)
 
 
 def parse(
@@ -175,7 +173,10 @@ def compare(
   """
   from ekd_jax import report as reports
 
-  _console().print(reports.compare_table([run_a, run_b]))
+  console = _console()
+  console.print(reports.compare_table([run_a, run_b]))
+  for line in reports.unlike([run_a, run_b]):
+    console.print(f"warning: {line}", highlight=False, soft_wrap=True)
 
 
 def _main(defaults: Config, description: str, argv: Sequence[str]) -> None:
@@ -184,30 +185,46 @@ def _main(defaults: Config, description: str, argv: Sequence[str]) -> None:
   if config.plan:
     _print_plan(config, console)
     return
-  _run(config, argv, console)
-
-
-def _run(config: Config, argv: Sequence[str], console: Console) -> None:
-  """Trains everything the config asks for, then reports."""
   if config.tune_allocator:
     process.tune_allocator()
+  from ekd_jax.training import hosts, stopping
+
+  hosts.join(config, console)
+  if not hosts.is_first():
+    console.quiet = True
+  with stopping.StopRequest() as stop, hosts.losses_of_others():
+    _run(config, argv, console, stop)
+
+
+def _run(
+  config: Config, argv: Sequence[str], console: Console, stop: Any
+) -> None:
+  """Trains everything the config asks for, then reports.
+
+  `stop` is a `stopping.StopRequest`, which cannot be named before JAX may be
+  imported.
+  """
   import jax
 
   process.tidy_after_compiling()
 
-  from ekd_jax import build, run_directory
+  from ekd_jax import build, run_directory, storage
   from ekd_jax import report as reports
-  from ekd_jax.training import loop
+  from ekd_jax.training import hosts, loop
 
-  run_dir = pathlib.Path(config.run_dir)
+  run_dir = storage.path(config.run_dir)
   runs = _runs(config)
+
+  def check() -> None:
+    for run in (config, *runs):
+      run_directory.check(run.run_dir, run)
+
   # Everything that can be refused is, before the first file is written or
   # fetched.
   build.members(config)
   _training_examples(config, jax.device_count())
   loop.check_devices(config)
-  for run in (config, *runs):
-    run_directory.check(pathlib.Path(run.run_dir), run)
+  hosts.from_first(check)
   if config.compilation_cache:
     _use_compilation_cache(console)
   if config.download and config.data_dir and config.dataset != "digits":
@@ -217,16 +234,30 @@ def _run(config: Config, argv: Sequence[str], console: Console) -> None:
       soft_wrap=True,
     )
   dataset = _load_data(config)
-  if config.seeds is not None:
-    run_directory.open_run(run_dir, config, argv)
-  for run in runs:
-    name = pathlib.Path(run.run_dir).relative_to(run_dir).as_posix()
-    title = run.method if name == "." else name
-    loop.train(run, dataset, argv=argv, console=console, title=title)
-  for directory in dict.fromkeys([*(run.run_dir for run in runs), run_dir]):
-    run_directory.write_summary(pathlib.Path(directory))
-    reports.write(directory)
-  summary = run_directory.summarize(run_dir)
+  with contextlib.ExitStack() as stack:
+    if hosts.is_first():
+      stack.enter_context(storage.locked(config.run_dir))
+      check()  # Somebody else may have been here since.
+      if config.seeds is not None:
+        run_directory.open_run(run_dir, config, argv)
+    for run in runs:
+      name = str(storage.path(run.run_dir).relative_to(run_dir))
+      # The programs of the run before: they take memory, and memory maps.
+      jax.clear_caches()
+      loop.train(
+        run,
+        dataset,
+        argv=argv,
+        console=console,
+        title=run.method if name == "." else name,
+        stop=stop,
+      )
+    if not hosts.is_first():
+      return
+    for directory in dict.fromkeys([*(run.run_dir for run in runs), run_dir]):
+      run_directory.write_summary(directory)
+      reports.write(directory)
+    summary = run_directory.summarize(run_dir)
   console.print(reports.members_table(summary))
   console.print(
     f"report: {run_dir / 'report.html'}", highlight=False, soft_wrap=True
@@ -241,19 +272,22 @@ def _use_compilation_cache(console: Console) -> None:
 
 def _runs(config: Config) -> list[Config]:
   """The single trainings that a config stands for, each with its directory."""
-  run_dir = pathlib.Path(config.run_dir)
   runs = [config]
   if config.seeds is not None:
     from ekd_jax.run_directory import seed_directory
 
     runs = [
       dataclasses.replace(
-        config, seed=s, seeds=None, run_dir=str(seed_directory(run_dir, s))
+        config,
+        seed=seed,
+        seeds=None,
+        run_dir=str(seed_directory(config.run_dir, seed)),
       )
-      for s in config.seeds
+      for seed in config.seeds
     ]
   if not config.with_solo:
     return runs
+  from ekd_jax import storage
   from ekd_jax.run_directory import SOLO
 
   return [
@@ -265,7 +299,7 @@ def _runs(config: Config) -> list[Config]:
         run,
         method="solo",
         with_solo=False,
-        run_dir=str(pathlib.Path(run.run_dir) / SOLO),
+        run_dir=str(storage.path(run.run_dir) / SOLO),
       ),
     )
   ]
@@ -392,12 +426,31 @@ def _given(flag: str, arguments: Sequence[str]) -> bool:
   return any(a == flag or a.startswith(flag + "=") for a in arguments)
 
 
-def _exit_on_user_error(function: Callable[[], None]) -> None:
+def exit_on_user_error(function: Callable[[], None]) -> None:
+  """Calls it; a `UserError` becomes one line and its exit code."""
   # Orbax warns through absl of what it was asked to do (reading only, for
-  # one); its failures are exceptions.
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  # one); its failures are exceptions, which asyncio tells once more.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   try:
     function()
+  except Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    _leave(stopped.exit_code)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(error.exit_code)
+
+
+def _leave(code: int) -> None:
+  """Ends the process without the interpreter's clean-up.
+
+  XLA may still be compiling, in a thread of its own, and would crash when the
+  interpreter goes.
+  """
+  from ekd_jax.training import hosts
+
+  hosts.leave()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

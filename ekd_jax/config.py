@@ -66,6 +66,7 @@ Integers = Annotated[
 Integer = Annotated[int, _flag_value(int, "N", "a whole number")]
 Number = Annotated[float, _flag_value(float, "X", "a number")]
 OptionalInteger = Annotated[int | None, _flag_value(int, "N", "a whole number")]
+Address = Annotated[str | None, _flag_value(str, "HOST:PORT", "an address")]
 Directory = Annotated[str | None, _flag_value(str, "DIR", "a directory")]
 
 DEFAULT_RATIOS = (0.5, 0.75, 0.97)
@@ -97,8 +98,8 @@ class Config:
   # Which images: cifar100, cifar10, or digits (8x8, embedded).
   dataset: Literal["cifar100", "cifar10", "digits"] = "cifar100"
 
-  # Directory with a TFDS-prepared set, the official binary archive, or its
-  # unpacked folder.
+  # Directory, or gs://BUCKET/FOLDER, with a TFDS-prepared set, the official
+  # binary archive, or its unpacked folder.
   data_dir: Directory = None
 
   # Fetch the official archive into the data directory if it is not there.
@@ -176,8 +177,8 @@ class Config:
   # report means and standard deviations.
   seeds: Integers = None
 
-  # Where the run is kept; the same command again resumes it. If not set,
-  # runs/NAME, with a name made from the options.
+  # Where the run is kept, a directory or gs://BUCKET/FOLDER; the same command
+  # again resumes it. If not set, runs/NAME, with a name made from the options.
   run_dir: Directory = None
 
   # Also train each student alone, same budget, so that the gain is in the
@@ -207,6 +208,23 @@ class Config:
   # it is told to keep freed memory, which makes steps faster.
   tune_allocator: bool = True
 
+  # One training on several hosts: give the same command to each. On Cloud TPU
+  # VMs and with Slurm nothing else is needed.
+  distributed: bool = False
+
+  # Where process 0 can be reached; with the next two, where JAX cannot find
+  # them out.
+  coordinator_address: Address = None
+
+  # How many processes there are.
+  num_processes: OptionalInteger = None
+
+  # Which of them this is, from 0. The first reads and writes the run directory.
+  process_id: OptionalInteger = None
+
+  # Seconds to wait for the other processes.
+  join_timeout: Integer = 300
+
   # The embedded digits set, a shallow network, minutes on a laptop.
   quick: bool = False
 
@@ -228,6 +246,11 @@ _FREE_ON_RESUME = frozenset(
     "remat",
     "compilation_cache",
     "tune_allocator",
+    "distributed",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+    "join_timeout",
     "quick",
     "plan",
   }
@@ -239,8 +262,13 @@ def training_fields(config: Config) -> dict[str, Any]:
   return {
     name: value
     for name, value in to_json(config).items()
-    if name not in _FREE_ON_RESUME
+    if decides_training(name)
   }
+
+
+def decides_training(name: str) -> bool:
+  """Whether an option decides what is trained, and not only how or where."""
+  return name not in _FREE_ON_RESUME
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -249,13 +277,28 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> Config:
-  """The config that `to_json` wrote."""
-  return Config(
+  """The config that `to_json` wrote.
+
+  Raises:
+    UserError: it was written by a newer version, or by something else.
+  """
+  known = {field.name for field in dataclasses.fields(Config)}
+  if unknown := sorted(values.keys() - known):
+    raise UserError(
+      f"it has options that are not known here ({', '.join(unknown)}): it is "
+      "of a newer version of ekd_jax, use that one"
+    )
+  config = Config(
     **{
       name: tuple(value) if isinstance(value, list) else value
       for name, value in values.items()
     }
   )
+  try:
+    _check_values(config)
+  except TypeError as error:
+    raise UserError(f"its values have other types ({error})") from error
+  return config
 
 
 def resolve(config: Config) -> Config:
@@ -277,11 +320,12 @@ def resolve(config: Config) -> Config:
     epochs = DEFAULT_EPOCHS[config.dataset]
     config = dataclasses.replace(config, epochs=epochs)
   if config.data_dir is not None:
-    data_dir = str(pathlib.Path(config.data_dir).expanduser().absolute())
+    data_dir = _absolute("data_dir", config.data_dir)
     config = dataclasses.replace(config, data_dir=data_dir)
-  run_dir = config.run_dir or str(pathlib.Path("runs") / _run_name(config))
-  run_dir = str(pathlib.Path(run_dir).expanduser().absolute())
-  return dataclasses.replace(config, run_dir=run_dir)
+  run_dir = config.run_dir
+  if run_dir is None:
+    run_dir = str(pathlib.Path("runs") / _run_name(config))
+  return dataclasses.replace(config, run_dir=_absolute("run_dir", run_dir))
 
 
 def nearest(word: str, allowed: Sequence[str]) -> str | None:
@@ -293,6 +337,29 @@ def nearest(word: str, allowed: Sequence[str]) -> str | None:
 def flag(name: str) -> str:
   """The command-line flag of a field."""
   return "--" + name.replace("_", "-")
+
+
+def _absolute(name: str, where: str) -> str:
+  """A path that means the same from another working directory."""
+  if not where or "\0" in where:
+    raise UserError(f"{flag(name)} is {where!r}: name a directory")
+  scheme, separator, rest = where.partition("://")
+  if not separator:
+    try:
+      return str(pathlib.Path(where).expanduser().absolute())
+    except RuntimeError as error:
+      raise UserError(f"{flag(name)} is {where}: {error}") from error
+  if scheme != "gs":
+    raise UserError(
+      f"{flag(name)} is {where}: use a directory or gs://BUCKET/FOLDER"
+    )
+  bucket, _, folder = rest.partition("/")
+  if not bucket or not folder.strip("/"):
+    raise UserError(
+      f"{flag(name)} is {where}: name a bucket and a folder in it, "
+      "gs://BUCKET/FOLDER"
+    )
+  return where.rstrip("/")
 
 
 def _run_name(config: Config) -> str:
@@ -318,9 +385,11 @@ def _check_values(config: Config) -> None:
     "log_every",
     "evaluation_batch_size",
     "evaluate_every",
+    "num_processes",
+    "join_timeout",
   ):
     require(name, lambda n: n >= 1, "a whole number of at least 1")
-  for name in ("validation_examples", "seed", "seeds"):
+  for name in ("validation_examples", "seed", "seeds", "process_id"):
     require(name, lambda n: n >= 0, "a whole number of at least 0")
   for name in ("seed", "seeds"):
     require(name, lambda n: n < 2**32, "below 2^32")
@@ -377,4 +446,34 @@ def _check_values(config: Config) -> None:
       "--with-solo was given with --method solo: the members are alone "
       "already, leave --with-solo out"
     )
+  _check_processes(config)
   data.info(config.dataset)
+
+
+def _check_processes(config: Config) -> None:
+  given = {
+    flag(name): getattr(config, name)
+    for name in ("coordinator_address", "num_processes", "process_id")
+  }
+  missing = [name for name, value in given.items() if value is None]
+  if len(missing) == len(given):
+    return
+  if not config.distributed:
+    present = next(name for name in given if name not in missing)
+    raise UserError(f"{present} was given without --distributed: add that")
+  if missing:
+    raise UserError(
+      f"{', '.join(missing)} is missing: give all of {', '.join(given)}, or "
+      "none of them where JAX can find them out"
+    )
+  host, _, port = config.coordinator_address.rpartition(":")
+  if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise UserError(
+      f"--coordinator-address is {config.coordinator_address}: must be "
+      "HOST:PORT, such as 10.0.0.2:8476"
+    )
+  if config.process_id >= config.num_processes:
+    raise UserError(
+      f"--process-id is {config.process_id} of --num-processes "
+      f"{config.num_processes}: must be 0 to {config.num_processes - 1}"
+    )

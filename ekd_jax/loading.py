@@ -1,7 +1,7 @@
 """Finished runs from Python: their students, and the whole of them."""
 
 import dataclasses
-import pathlib
+import os
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -39,7 +39,7 @@ class Run(NamedTuple):
   summary: dict[str, Any]
 
 
-def load_run(run_dir: str | pathlib.Path) -> Run:
+def load_run(run_dir: str | os.PathLike) -> Run:
   """Loads a run from its newest checkpoint.
 
   Args:
@@ -53,10 +53,16 @@ def load_run(run_dir: str | pathlib.Path) -> Run:
   if config.seeds is not None:
     raise UserError(
       f"{run_dir} holds one run per seed: name one of them, such as "
-      f"{run_directory.seed_directory(pathlib.Path(run_dir), config.seeds[0])}"
+      f"{run_directory.seed_directory(run_dir, config.seeds[0])}"
     )
-  with Checkpoints(pathlib.Path(run_dir), read_only=True) as checkpoints:
-    state, _ = checkpoints.restore(build.abstract_state(config))
+  with Checkpoints(run_dir, read_only=True) as checkpoints:
+    restored = checkpoints.restore(build.abstract_state(config))
+  for step, reason in restored.damaged.items():
+    raise UserError(
+      f"{run_dir}: the checkpoint of step {step} is damaged ({reason}): the "
+      f"training command goes on from step {restored.step} and makes it again"
+    )
+  state = restored.state
   # The schedule's length does not matter to a method that only predicts.
   method = build.method(config, total_steps=1)
   return Run(
@@ -71,7 +77,7 @@ def load_run(run_dir: str | pathlib.Path) -> Run:
 
 
 def load_student(
-  run_dir: str | pathlib.Path, name: str
+  run_dir: str | os.PathLike, name: str
 ) -> tuple[nn.Module, dict[str, Any]]:
   """Loads one student of a run, ready to be used alone.
 

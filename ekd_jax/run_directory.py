@@ -5,7 +5,8 @@
     environment.json   versions, devices, one entry per start
     metrics.jsonl      one flat JSON object per line; see below
     tensorboard/       the same numbers as event files
-    checkpoints/       see training/checkpoint.py
+    checkpoints/       see training/checkpoint.py; those that turned out to be
+                       damaged are moved to damaged_checkpoints/
     summary.json       the result; its shape is read by other programs
     report.html        see report
     solo/              with --with-solo: the run of the members alone
@@ -30,15 +31,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from ekd_jax import build, process
+from etils import epath
+
+from ekd_jax import build, process, storage
 from ekd_jax.config import Config, flag, from_json, to_json, training_fields
 from ekd_jax.errors import UserError
 
 CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 SOLO = "solo"
-_TEMPORARY = ".tmp"
+# What a kill between creating a directory and its first file leaves.
+_UNFINISHED = {storage.LOCK, CONFIG + storage.TEMPORARY}
 
 _PACKAGES = (
   "ekd-jax",
@@ -52,7 +57,7 @@ _PACKAGES = (
 )
 
 
-def check(run_dir: pathlib.Path, config: Config) -> None:
+def check(run_dir: str | os.PathLike, config: Config) -> None:
   """Refuses a directory that this config cannot use; writes nothing.
 
   Args:
@@ -61,8 +66,15 @@ def check(run_dir: pathlib.Path, config: Config) -> None:
 
   Raises:
     UserError: the path is a file, holds other files, or holds a run with a
-      different config (the differing flags are named).
+      different config (the differing flags are named); or it is in a bucket
+      that cannot be reached.
   """
+  run_dir = storage.path(run_dir)
+  with storage.reached(run_dir, "--run-dir"):
+    _check(run_dir, config)
+
+
+def _check(run_dir: epath.Path, config: Config) -> None:
   if run_dir.is_file():
     raise UserError(
       f"--run-dir {run_dir} is a file: name a directory, new or of an "
@@ -71,14 +83,14 @@ def check(run_dir: pathlib.Path, config: Config) -> None:
   if (run_dir / CONFIG).is_file():
     _check_same_config(run_dir, config)
   elif run_dir.is_dir() and any(
-    # A kill between creating a directory and its first file leaves this one.
-    path.name != CONFIG + _TEMPORARY
-    for path in run_dir.iterdir()
+    path.name not in _UNFINISHED for path in run_dir.iterdir()
   ):
     raise UserError(
       f"--run-dir {run_dir} holds files but no run ({CONFIG} is missing): "
       "name a new or empty directory"
     )
+  if storage.is_remote(run_dir):
+    return
   existing = next(p for p in (run_dir, *run_dir.parents) if p.exists())
   if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
     raise UserError(
@@ -88,60 +100,99 @@ def check(run_dir: pathlib.Path, config: Config) -> None:
 
 
 def open_run(
-  run_dir: pathlib.Path, config: Config, argv: Sequence[str]
+  run_dir: str | os.PathLike, config: Config, argv: Sequence[str]
 ) -> None:
-  """Creates the directory, or adds this start to an existing run's files."""
-  run_dir.mkdir(parents=True, exist_ok=True)
-  # Written at every start: what may differ on resume is then up to date.
-  write_json(run_dir / CONFIG, to_json(config))
-  with open(run_dir / "command.txt", "a", encoding="utf-8") as file:
-    file.write(shlex.join([pathlib.Path(sys.executable).name, *argv]) + "\n")
-  path = run_dir / "environment.json"
-  starts = read_json(path)["starts"] if path.exists() else []
-  write_json(path, {"starts": [*starts, _environment()]})
+  """Creates the directory, or adds this start to an existing run's files.
+
+  Raises:
+    StorageError: it cannot be written to.
+  """
+  run_dir = storage.path(run_dir)
+  with storage.failures_told(run_dir):
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # Written at every start: what may differ on resume is then up to date.
+    write_json(run_dir / CONFIG, to_json(config))
+    path = run_dir / "command.txt"
+    commands = path.read_text() if path.exists() else ""
+    command = shlex.join([pathlib.Path(sys.executable).name, *argv])
+    storage.write_atomically(path, f"{commands}{command}\n")
+    path = run_dir / ENVIRONMENT
+    starts = read_json(path)["starts"] if path.exists() else []
+    write_json(path, {"starts": [*starts, _environment()]})
 
 
-def read_config(run_dir: pathlib.Path | str) -> dict[str, Any]:
+def read_config(run_dir: str | os.PathLike) -> dict[str, Any]:
   """The options of a run, as JSON values.
 
   Raises:
     UserError: the directory holds no run.
   """
-  path = pathlib.Path(run_dir) / CONFIG
-  if not path.is_file():
+  path = storage.path(run_dir) / CONFIG
+  with storage.reached(run_dir, "the run directory"):
+    if not path.is_file():
+      raise UserError(
+        f"{run_dir} is no run directory ({CONFIG} is missing): name one that "
+        "a training command made"
+      )
+    values = read_json(path)
+  if not isinstance(values, dict):
+    raise UserError(f"{path} holds no options: it is damaged, bring it back")
+  return values
+
+
+def load_config(run_dir: str | os.PathLike) -> Config:
+  """The options of a run; see `read_config`.
+
+  Raises:
+    UserError: there are none, or those of a newer version.
+  """
+  values = read_config(run_dir)
+  try:
+    return from_json(values)
+  except UserError as error:
     raise UserError(
-      f"{run_dir} is no run directory ({CONFIG} is missing): name one that "
-      "a training command made"
-    )
-  return read_json(path)
+      f"{storage.path(run_dir) / CONFIG} cannot be used: {error}"
+    ) from error
 
 
-def load_config(run_dir: pathlib.Path | str) -> Config:
-  """The options of a run; see `read_config`."""
-  return from_json(read_config(run_dir))
-
-
-def read_metrics(run_dir: pathlib.Path | str) -> list[dict[str, Any]]:
+def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
   """The lines of metrics.jsonl, oldest first; [] before the first one.
 
   A last line without its end was cut off by a kill and is left out.
+
+  Raises:
+    UserError: another line is damaged.
   """
-  path = pathlib.Path(run_dir) / METRICS
+  path = storage.path(run_dir) / METRICS
   if not path.exists():
     return []
-  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-  return [json.loads(line) for line in lines if line.endswith("\n")]
+  metrics = []
+  lines = path.read_bytes().splitlines(keepends=True)
+  for number, line in enumerate(lines, 1):
+    if not line.endswith(b"\n"):
+      continue
+    try:
+      found = json.loads(line)
+      int(found["step"])
+    except (ValueError, TypeError, KeyError) as error:
+      raise UserError(
+        f"{path} is damaged in line {number}: bring back a copy, or start "
+        "again in another --run-dir"
+      ) from error
+    metrics.append(found)
+  return metrics
 
 
-def truncate_metrics(run_dir: pathlib.Path, step: int) -> None:
+def truncate_metrics(run_dir: str | os.PathLike, step: int) -> None:
   """Drops the lines after `step`: the resumed run writes them again."""
   kept = [m for m in read_metrics(run_dir) if m["step"] <= step]
-  _write_atomically(
-    run_dir / METRICS, "".join(json.dumps(m) + "\n" for m in kept)
+  storage.write_atomically(
+    storage.path(run_dir) / METRICS,
+    "".join(json.dumps(m) + "\n" for m in kept),
   )
 
 
-def summarize(run_dir: pathlib.Path | str) -> dict[str, Any]:
+def summarize(run_dir: str | os.PathLike) -> dict[str, Any]:
   """The result of a run so far, in the shape of summary.json.
 
   {"method", "dataset", "network", "epochs", "seed", "members": [{"name",
@@ -152,7 +203,7 @@ def summarize(run_dir: pathlib.Path | str) -> dict[str, Any]:
   was best on the validation examples; what was not measured is None. The
   directory of several seeds gives means, and their "std" in the same shape.
   """
-  run_dir = pathlib.Path(run_dir)
+  run_dir = storage.path(run_dir)
   config = load_config(run_dir)
   if config.seeds is not None:
     return _summarize_seeds(run_dir, config)
@@ -204,36 +255,43 @@ def summarize(run_dir: pathlib.Path | str) -> dict[str, Any]:
   }
 
 
-def write_summary(run_dir: pathlib.Path) -> None:
-  """Writes summary.json."""
-  write_json(run_dir / SUMMARY, summarize(run_dir))
+def write_summary(run_dir: str | os.PathLike) -> None:
+  """Writes summary.json.
+
+  Raises:
+    StorageError: it cannot be written.
+  """
+  summary = summarize(run_dir)
+  with storage.failures_told(run_dir):
+    write_json(storage.path(run_dir) / SUMMARY, summary)
 
 
-def seed_directory(run_dir: pathlib.Path, seed: int) -> pathlib.Path:
+def seed_directory(run_dir: str | os.PathLike, seed: int) -> epath.Path:
   """Where one of several seeds is kept."""
-  return run_dir / f"seed_{seed}"
+  return storage.path(run_dir) / f"seed_{seed}"
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: epath.Path, value: Any) -> None:
   """Writes a JSON file so that a reader sees the old one or the new one."""
-  _write_atomically(path, json.dumps(value, indent=2) + "\n")
+  storage.write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Reads a JSON file."""
-  return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: epath.Path) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise UserError(
+      f"{path} is damaged ({error}): bring back a copy, or start again in "
+      "another --run-dir"
+    ) from error
 
 
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(path.name + _TEMPORARY)
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-
-
-def _check_same_config(run_dir: pathlib.Path, config: Config) -> None:
+def _check_same_config(run_dir: epath.Path, config: Config) -> None:
   before = training_fields(load_config(run_dir))
   now = training_fields(config)
   different = [
@@ -263,7 +321,7 @@ def _best_epochs(metrics: Sequence[dict[str, Any]]) -> dict[str, int]:
   return {name: epoch for name, (_, epoch) in best.items()}
 
 
-def _summarize_seeds(run_dir: pathlib.Path, config: Config) -> dict[str, Any]:
+def _summarize_seeds(run_dir: epath.Path, config: Config) -> dict[str, Any]:
   runs = [
     summarize(seed_directory(run_dir, seed))
     for seed in config.seeds
@@ -325,6 +383,12 @@ def _environment() -> dict[str, Any]:
     "platform": devices[0].platform,
     "devices": [str(device) for device in devices],
     "processes": jax.process_count(),
+    # What changes numbers or speed without being an option of ours.
+    "variables": {
+      name: value
+      for name, value in sorted(os.environ.items())
+      if name.startswith(("JAX_", "XLA_", "LIBTPU_", "TF_CPP_", "GLIBC_TUN"))
+    },
     "allocator": process.allocator(),
     "compilation_cache": jax.config.jax_compilation_cache_dir,
     "git_commit": _git_commit(),
@@ -332,17 +396,21 @@ def _environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-  """The commit of this source tree, None outside a checkout."""
+  """The commit of this source tree, None outside a checkout.
+
+  It ends in "-dirty" if tracked files are not as committed.
+  """
   root = pathlib.Path(__file__).parents[1]
   if not (root / ".git").exists():
     return None
   try:
     found = subprocess.run(
-      ["git", "-C", str(root), "rev-parse", "HEAD"],
+      ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40",
+       "--exclude=*"],
       capture_output=True,
       text=True,
       check=False,
-    )
+    )  # fmt: skip
   except FileNotFoundError:  # A checkout on a machine without git.
     return None
   return found.stdout.strip() or None

@@ -4,6 +4,7 @@ Tests that need one device take the first of the four, or start a process of
 their own (see runs.py).
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -51,6 +52,20 @@ def trained(tmp_path_factory):
   for devices, output in shown.items():
     (folder / f"on_{devices}.txt").write_text(output)
   return {devices: folder / f"on_{devices}" for devices in processes}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_forgotten():
+  """A module's compiled programs go when its tests are done.
+
+  Each takes memory maps, of which Linux gives a process 65,530; a session's
+  programs together would need more, and XLA does not survive that.
+  """
+  yield
+  import jax
+
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture

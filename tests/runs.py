@@ -24,14 +24,15 @@ SMALL = shlex.split(
 )
 
 
-def start(*arguments, cwd, devices=4, optimized=False):
-  """Starts `python ARGUMENTS`."""
+def start(*arguments, cwd, devices=4, optimized=False, variables=None):
+  """Starts `python ARGUMENTS`, with these environment variables too."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     # Compiling is most of a short run; doing without halves it.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if optimized else "1",
     "PYTHONPATH": str(ROOT),
+    **(variables or {}),
   }
   return subprocess.Popen(
     [sys.executable, *map(str, arguments)],
@@ -62,7 +63,8 @@ def final_state(run_dir):
   """The newest checkpoint, whole, and what the loop saved beside it."""
   target = build.abstract_state(run_directory.load_config(run_dir))
   with Checkpoints(run_dir) as checkpoints:
-    return checkpoints.restore(target)
+    restored = checkpoints.restore(target)
+  return restored.state, restored.progress
 
 
 def assert_same_result(run_a, run_b):

@@ -19,6 +19,7 @@ from ekd_jax import config as configs
 from ekd_jax.config import Config
 from ekd_jax.methods import Method, Student, update
 from ekd_jax.training import loop, optimizers
+from ekd_jax.training.stopping import StopRequest
 
 # Three steps an epoch; fourteen images are left over.
 OPTIONS = {
@@ -96,7 +97,7 @@ def method(config, total_steps):
       loss = sum(terms.values())
       return loss, (mean, {"loss": loss, **terms, **metrics})
 
-    return update.gradient_step(state, loss_function, optimizer)
+    return update.gradient_step(state, loss_function, optimizer, dict)
 
   def predict(state, images):
     return update.with_ensemble(
@@ -114,7 +115,7 @@ def _digits():
   return data.load("digits")
 
 
-def train(config):
+def train(config, stop=None):
   """Trains with whatever `build.method` is; returns what the console got."""
   dataset = data.restrict(
     _digits(),
@@ -128,5 +129,6 @@ def train(config):
     argv=["train"],
     console=Console(file=shown),
     title="tiny",
+    stop=stop or StopRequest(),
   )
   return shown.getvalue()

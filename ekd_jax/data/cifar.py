@@ -12,13 +12,15 @@ its author put there.
 
 import dataclasses
 import gzip
-import pathlib
+import os
 import tarfile
 import zlib
 from typing import BinaryIO
 
 import numpy as np
+from etils import epath
 
+from ekd_jax import storage
 from ekd_jax.errors import UserError
 
 _PIXELS = 3 * 32 * 32
@@ -100,7 +102,7 @@ LAYOUTS = {
 }
 
 
-def read_folder(folder: pathlib.Path, layout: Layout) -> Arrays:
+def read_folder(folder: str | os.PathLike, layout: Layout) -> Arrays:
   """Reads the unpacked files.
 
   Args:
@@ -117,9 +119,9 @@ def read_folder(folder: pathlib.Path, layout: Layout) -> Arrays:
   """
   contents = {}
   for name, size in layout.file_bytes.items():
-    path = folder / name
+    path = storage.path(folder) / name
     try:
-      found = path.stat().st_size
+      found = path.stat().length
       if found != size:
         raise UserError(
           f"{path} has {found:,} bytes instead of {size:,}: unpack "
@@ -138,7 +140,7 @@ def read_folder(folder: pathlib.Path, layout: Layout) -> Arrays:
   return _assemble(contents, layout, folder)
 
 
-def read_archive(path: pathlib.Path, layout: Layout) -> Arrays:
+def read_archive(path: str | os.PathLike, layout: Layout) -> Arrays:
   """Reads the files out of the .tar.gz, without unpacking it on disk.
 
   Every member is looked at before anything of it is read: absolute names,
@@ -156,10 +158,11 @@ def read_archive(path: pathlib.Path, layout: Layout) -> Arrays:
     UserError: the archive is truncated, corrupt or suspect, or its files are
       missing, of the wrong size or hold labels out of range.
   """
+  path = storage.path(path)
   sizes = layout.file_bytes
   contents = {}
   try:
-    with gzip.open(path) as stream:
+    with path.open("rb") as file, gzip.open(file) as stream:
       with tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
           name = _checked_name(member, path, layout)
@@ -191,16 +194,16 @@ def read_archive(path: pathlib.Path, layout: Layout) -> Arrays:
   return _assemble(contents, layout, path)
 
 
-def _bad_archive(path: pathlib.Path, layout: Layout, reason: str) -> UserError:
+def _bad_archive(path: epath.Path, layout: Layout, reason: str) -> UserError:
   return UserError(
-    f"{path} ({path.stat().st_size:,} bytes) is not the official "
+    f"{path} ({path.stat().length:,} bytes) is not the official "
     f"{layout.archive} ({reason}): delete it, then fetch it again with "
     "--download"
   )
 
 
 def _checked_name(
-  member: tarfile.TarInfo, path: pathlib.Path, layout: Layout
+  member: tarfile.TarInfo, path: epath.Path, layout: Layout
 ) -> str | None:
   """The data file that a member is, or None; UserError if it is unsafe."""
   parts = member.name.replace("\\", "/").split("/")
@@ -221,7 +224,7 @@ def _checked_name(
 
 
 def _read_member(
-  stream: BinaryIO, member: tarfile.TarInfo, path: pathlib.Path, layout: Layout
+  stream: BinaryIO, member: tarfile.TarInfo, path: epath.Path, layout: Layout
 ) -> bytearray:
   """Reads in pieces, so that a truncated file can be told how much it had."""
   contents = bytearray()
@@ -239,7 +242,7 @@ def _read_member(
 
 
 def _assemble(
-  contents: dict[str, bytes | bytearray], layout: Layout, where: pathlib.Path
+  contents: dict[str, bytes | bytearray], layout: Layout, where: epath.Path
 ) -> Arrays:
   parts = [
     _parse(contents.pop(name), layout, f"{name} of {where}")

@@ -21,14 +21,15 @@ there, so that a run does not depend on which source its data came from.
 
 import io
 import json
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
+from ekd_jax import storage
 from ekd_jax.data import cifar
 from ekd_jax.errors import UserError
 
@@ -40,7 +41,7 @@ _BATCH = 2000
 _DAMAGE = (OSError, ValueError, LookupError, RuntimeError, SyntaxError)
 
 
-def find(folder: pathlib.Path) -> pathlib.Path | None:
+def find(folder: epath.Path) -> epath.Path | None:
   """Returns the newest prepared version under `folder`, or None.
 
   Args:
@@ -55,9 +56,7 @@ def find(folder: pathlib.Path) -> pathlib.Path | None:
   return versions[max(versions)] if versions else None
 
 
-def read(
-  version: pathlib.Path, name: str, layout: cifar.Layout
-) -> cifar.Arrays:
+def read(version: epath.Path, name: str, layout: cifar.Layout) -> cifar.Arrays:
   """Reads a prepared CIFAR in the order of the official files.
 
   Args:
@@ -72,6 +71,11 @@ def read(
   Raises:
     UserError: prepared as TFRecord, incomplete, damaged, or not this set.
   """
+  if storage.is_remote(version):
+    raise UserError(
+      f"{version} is in a bucket, where array_record cannot be read: copy it "
+      "to a disk, or put the official archive into the bucket"
+    )
   _check_format(version, name)
   # Takes 0.6 s, and is needed by those who read such a directory only.
   import tensorflow_datasets as tfds
@@ -103,7 +107,7 @@ def read(
   return tuple(arrays)
 
 
-def _check_format(version: pathlib.Path, name: str) -> None:
+def _check_format(version: epath.Path, name: str) -> None:
   file = version / "dataset_info.json"
   try:
     facts = json.loads(file.read_text("utf-8"))
@@ -122,7 +126,7 @@ def _check_format(version: pathlib.Path, name: str) -> None:
     )
 
 
-def _command(version: pathlib.Path, name: str) -> str:
+def _command(version: epath.Path, name: str) -> str:
   # TFDS refuses a second format beside the first one, hence "delete it".
   return (
     'python -c "import tensorflow_datasets as tfds; '

@@ -6,8 +6,10 @@ a run depend on files that nobody looked at.
 """
 
 import os
-import pathlib
 
+from etils import epath
+
+from ekd_jax import storage
 from ekd_jax.data import cifar, download, prepared
 from ekd_jax.errors import UserError
 
@@ -42,20 +44,9 @@ def read(
       f"{layout.archive}; add --download to have it fetched into DIR, or use "
       "--dataset digits (or --quick), which needs no files"
     )
-  root = pathlib.Path(os.path.expanduser(data_dir))
-  try:
-    names = os.listdir(root)
-  except FileNotFoundError:
-    names = []
-  except NotADirectoryError:
-    raise UserError(
-      f"--data-dir {root} is a file, or inside one: give a directory"
-    ) from None
-  except OSError as error:
-    raise UserError(
-      f"--data-dir {root} cannot be read ({error.strerror or error}): give a "
-      "directory that can"
-    ) from error
+  root = storage.path(os.path.expanduser(data_dir))
+  with storage.reached(root, "--data-dir"):
+    names = _names_in(root)
 
   version = prepared.find(root / name)
   if version is not None:
@@ -68,6 +59,11 @@ def read(
   if any(file in names for file in layout.file_bytes):
     return cifar.read_folder(root, layout)
   if may_download:
+    if storage.is_remote(root):
+      raise UserError(
+        f"--download cannot fetch into a bucket ({root}): fetch "
+        f"{_ADDRESS}{layout.archive} and put it there"
+      )
     download.fetch(
       _ADDRESS + layout.archive,
       archive,
@@ -78,7 +74,28 @@ def read(
   raise UserError(_nothing_found(name, layout, root))
 
 
-def _nothing_found(name: str, layout: cifar.Layout, root: pathlib.Path) -> str:
+def _names_in(root: epath.Path) -> set[str]:
+  """The names in a directory; none if there is no directory.
+
+  Raises:
+    UserError: it is a file, or may not be read.
+  """
+  try:
+    return {path.name for path in root.iterdir()}
+  except FileNotFoundError:
+    return set()
+  except NotADirectoryError:
+    raise UserError(
+      f"--data-dir {root} is a file, or inside one: give a directory"
+    ) from None
+  except OSError as error:
+    raise UserError(
+      f"--data-dir {root} cannot be read ({error.strerror or error}): give a "
+      "directory that can"
+    ) from error
+
+
+def _nothing_found(name: str, layout: cifar.Layout, root: epath.Path) -> str:
   places = [
     f"{name}/<version>/dataset_info.json",
     layout.archive,

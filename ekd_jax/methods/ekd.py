@@ -145,7 +145,12 @@ def ekd(
         metrics |= update.named(f"feature/{name}", block_names, blocks)
       return loss, (new_stats, metrics)
 
-    return update.gradient_step(state, loss_function, optimizer)
+    return update.gradient_step(state, loss_function, optimizer, parts)
+
+  def parts(params: Any) -> dict[str, Any]:
+    """The stem, and each member's branch with its adapters."""
+    own = {n: [params["branches"][n], params["adapters"].get(n)] for n in names}
+    return {"stem": params["stem"], **own}
 
   def predict(state: State, images: jax.Array) -> dict[str, jax.Array]:
     outputs, _ = forward(

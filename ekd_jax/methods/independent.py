@@ -79,7 +79,7 @@ def independent_networks(
       metrics = update.classification_metrics(logits, batch["label"])
       return loss, (new_stats, {"loss": loss, **terms, **metrics})
 
-    return update.gradient_step(state, loss_function, optimizer)
+    return update.gradient_step(state, loss_function, optimizer, dict)
 
   def predict(state: State, images: jax.Array) -> dict[str, jax.Array]:
     logits = {}

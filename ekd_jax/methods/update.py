@@ -28,7 +28,10 @@ def init_state(
 
 
 def gradient_step(
-  state: State, loss_function: LossFunction, optimizer: Any
+  state: State,
+  loss_function: LossFunction,
+  optimizer: Any,
+  parts: Callable[[Any], Mapping[str, Any]],
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of one optimizer on the gradients of one loss.
 
@@ -36,9 +39,14 @@ def gradient_step(
     state: as made by `init_state`.
     loss_function: this device's loss, new statistics and metrics.
     optimizer: an optax.GradientTransformation.
+    parts: the parameters that belong to each member, of a pytree like them.
 
   Returns:
-    The next state and the metrics, both averaged over the devices.
+    The next state and the metrics, both averaged over the devices. To the
+    metrics of `loss_function` come "gradient_norm/PART", the Euclidean norm of
+    the global batch's gradient, without weight decay: not finite if any
+    element is not, which tells of a gradient that overflows under a finite
+    loss, and in whom.
   """
   gradients, (batch_stats, metrics) = jax.grad(loss_function, has_aux=True)(
     state["params"], state["batch_stats"]
@@ -46,6 +54,10 @@ def gradient_step(
   gradients, batch_stats, metrics = average_over_devices(
     (gradients, batch_stats, metrics)
   )
+  norms = {
+    f"gradient_norm/{name}": optax.tree.norm(part)
+    for name, part in parts(gradients).items()
+  }
   updates, opt_state = optimizer.update(
     gradients, state["opt_state"], state["params"]
   )
@@ -55,11 +67,17 @@ def gradient_step(
     "batch_stats": batch_stats,
     "opt_state": opt_state,
   }
-  return next_state, metrics
+  return next_state, metrics | norms
 
 
 def average_over_devices(tree: Any) -> Any:
-  """The mean of a float32 pytree over `AXIS_NAME`, in one all-reduce."""
+  """The mean of a float32 pytree over `AXIS_NAME`, in one all-reduce.
+
+  One, because on small networks an all-reduce costs its latency, not its
+  bytes: gradients, statistics and metrics travel together. The others of a
+  step are those of batch norm (`batch_norm._global`), two per layer, which
+  cannot wait for each other.
+  """
   if jax.lax.axis_size(AXIS_NAME) == 1:
     return tree
   flat, unravel = ravel_pytree(tree)

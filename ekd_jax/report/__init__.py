@@ -7,6 +7,7 @@ method gets its report for free, and what was not measured is not shown.
     write(run_dir)          RUN_DIR/report.html, self-contained
     members_table(summary)  the table at the end of a run
     compare_table(run_dirs) the same members in several runs
+    unlike(run_dirs)        what makes that comparison unfair
 
 `findings` turns figures into sentences that stay true when a run is
 unfinished or its result is bad; `curves` turns metric lines into curves;
@@ -19,6 +20,7 @@ from ekd_jax.report.tables import (
   compare_text,
   members_table,
   members_text,
+  unlike,
 )
 
 __all__ = [
@@ -26,5 +28,6 @@ __all__ = [
   "compare_text",
   "members_table",
   "members_text",
+  "unlike",
   "write",
 ]

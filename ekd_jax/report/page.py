@@ -12,8 +12,10 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
+from etils import epath
+
+from ekd_jax import storage
 from ekd_jax.report import (
   curves,
   figures,
@@ -25,7 +27,7 @@ from ekd_jax.report import (
 )
 
 
-def write(run_dir: str | Path) -> Path:
+def write(run_dir: str | os.PathLike) -> epath.Path:
   """Writes RUN_DIR/report.html, of a finished run or of one under way.
 
   With several seeds, each seed's report is written too: the page links them.
@@ -38,13 +40,13 @@ def write(run_dir: str | Path) -> Path:
 
   Raises:
     UserError: the directory holds no run.
+    StorageError: it cannot be written to.
   """
   run = runs.load(run_dir)
-  for seed in run.seeds:
-    _replace(seed.path / "report.html", page(seed))
-  path = run.path / "report.html"
-  _replace(path, page(run))
-  return path
+  with storage.failures_told(run_dir):
+    for part in (*run.seeds, run):
+      storage.write_atomically(part.path / "report.html", page(part))
+  return run.path / "report.html"
 
 
 def page(run: runs.Run) -> str:
@@ -69,15 +71,6 @@ def page(run: runs.Run) -> str:
     f"<style>\n{style.stylesheet()}</style>\n</head>\n"
     f"<body>\n{body}\n</body>\n</html>\n"
   )
-
-
-def _replace(path: Path, text: str) -> None:
-  partial = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def _header(run: runs.Run, subject: str) -> str:
@@ -433,5 +426,5 @@ def _json_or_text(text: str) -> object:
     return {"environment.json": text}
 
 
-def _text(path: Path) -> str:
+def _text(path: epath.Path) -> str:
   return path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -6,16 +6,18 @@ summary then holds means. `load` hides the difference as far as it can be
 hidden; `Run.seeds` says which it was.
 """
 
-from pathlib import Path
+import os
 from typing import Any, NamedTuple
 
-from ekd_jax import run_directory
+from etils import epath
+
+from ekd_jax import run_directory, storage
 
 
 class Run(NamedTuple):
   """What the report needs to know of a run directory."""
 
-  path: Path
+  path: epath.Path
   config: dict[str, Any]
   summary: dict[str, Any]
   records: list[dict[str, Any]]  # lines of metrics.jsonl; none with seeds
@@ -60,13 +62,13 @@ class Run(NamedTuple):
     return f"{self.epochs_done} of {self.epochs_asked} epochs"
 
 
-def load(run_dir: str | Path) -> Run:
+def load(run_dir: str | os.PathLike) -> Run:
   """Reads a run directory, finished or not.
 
   Raises:
     UserError: the directory holds no run.
   """
-  path = Path(run_dir)
+  path = storage.path(run_dir)
   config = run_directory.read_config(path)
   seeds = [
     run_directory.seed_directory(path, seed)
@@ -83,5 +85,5 @@ def load(run_dir: str | Path) -> Run:
   )
 
 
-def _is_run(path: Path) -> bool:
+def _is_run(path: epath.Path) -> bool:
   return (path / run_directory.CONFIG).is_file()

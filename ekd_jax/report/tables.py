@@ -6,8 +6,8 @@ for is left out: a run without solo baselines has no empty solo columns.
 """
 
 import io
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ekd_jax import run_directory, storage
+from ekd_jax.config import decides_training
 from ekd_jax.errors import UserError
 from ekd_jax.report import findings, formatting, runs
 
@@ -128,7 +130,7 @@ def members_text(summary: dict) -> str:
   return _render(members_table(summary))
 
 
-def compare_table(run_dirs: Sequence[str | Path]) -> Table:
+def compare_table(run_dirs: Sequence[str | os.PathLike]) -> Table:
   """Runs side by side: parameters, top-1 and its difference to the first run.
 
   Members are matched by name. Below the members stand the config fields in
@@ -197,9 +199,52 @@ def compare_table(run_dirs: Sequence[str | Path]) -> Table:
   return table
 
 
-def compare_text(run_dirs: Sequence[str | Path]) -> str:
+def compare_text(run_dirs: Sequence[str | os.PathLike]) -> str:
   """`compare_table` as plain text for pipes and logs."""
   return _render(compare_table(run_dirs))
+
+
+def unlike(run_dirs: Sequence[str | os.PathLike]) -> list[str]:
+  """Why runs are no fair comparison of methods or seeds, in a line each.
+
+  A line for every option but those two that decides what is trained, and for
+  every version, device and variable of the last start, that is not the same
+  everywhere.
+  """
+  found = [runs.load(run_dir) for run_dir in run_dirs]
+  options = {
+    name: values
+    for name, values in _config_differences(
+      [run.config for run in found]
+    ).items()
+    if decides_training(name) and name not in ("method", "seed", "seeds")
+  }
+  surroundings = _config_differences([_surroundings(run) for run in found])
+  return [
+    f"the runs also differ in {name}: "
+    + ", ".join(
+      f"{formatting.plain(value)} in {label}"
+      for label, value in zip(_labels(run_dirs), values, strict=True)
+    )
+    for name, values in (options | surroundings).items()
+  ]
+
+
+def _surroundings(run: runs.Run) -> dict[str, Any]:
+  """What the last start of a run says of its machine, flat."""
+  path = run.parts[-1].path / run_directory.ENVIRONMENT
+  if not path.is_file():
+    return {}
+  last = run_directory.read_json(path)["starts"][-1]
+  flat = {
+    name: last.get(name) for name in ("platform", "processes", "git_commit")
+  }
+  flat["devices"] = len(last.get("devices", []))
+  for group in ("versions", "variables"):
+    flat |= {
+      f"{group}.{name}": value for name, value in last.get(group, {}).items()
+    }
+  return flat
 
 
 def _by_name(summary: dict) -> dict[str, dict]:
@@ -210,9 +255,9 @@ def _by_name(summary: dict) -> dict[str, dict]:
   return members
 
 
-def _labels(run_dirs: Sequence[str | Path]) -> list[str]:
+def _labels(run_dirs: Sequence[str | os.PathLike]) -> list[str]:
   """Last parts of the paths, or the whole paths if those are not unique."""
-  names = [Path(run_dir).resolve().name for run_dir in run_dirs]
+  names = [storage.path(run_dir).resolve().name for run_dir in run_dirs]
   return names if len(set(names)) == len(names) else list(map(str, run_dirs))
 
 

@@ -5,7 +5,10 @@ long epochs, one every half minute.
 """
 
 import json
+import os
 import pathlib
+import shutil
+import tempfile
 import time
 from typing import Any
 
@@ -13,41 +16,114 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ekd_jax import run_directory
+from ekd_jax import run_directory, storage
 
 _SECONDS_BETWEEN_PLAIN_LINES = 30.0
 
+_EVENTS = "tensorboard"
+
 
 class MetricsLog:
-  """Appends to metrics.jsonl and TensorBoard's event files."""
+  """Appends to metrics.jsonl and TensorBoard's event files.
 
-  def __init__(self, run_dir: pathlib.Path, *, resumed_step: int):
+  A bucket has no append: there the files grow in a temporary folder of this
+  machine, and `sync` puts them in the bucket whole.
+  """
+
+  def __init__(self, run_dir: str | os.PathLike, *, resumed_step: int):
+    """Opens the files, without the lines after `resumed_step`."""
     # Imported here: it loads protobuf, which --plan and --help can do without.
-    import tensorboardX
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
 
-    run_directory.truncate_metrics(run_dir, resumed_step)
-    # One stream for the whole run: opened once, closed by close().
-    self._file = open(  # noqa: SIM115
-      run_dir / run_directory.METRICS, "a", encoding="utf-8"
-    )
-    self._events = tensorboardX.SummaryWriter(
-      str(run_dir / "tensorboard"), purge_step=resumed_step + 1
-    )
+    self._scalar, self._event = summary.scalar, event_pb2.Event
+    self._run_dir = storage.path(run_dir)
+    self._remote = storage.is_remote(run_dir)
+    with storage.failures_told(run_dir):
+      run_directory.truncate_metrics(self._run_dir, resumed_step)
+      if self._remote:
+        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="ekd_jax_"))
+        (self._folder / run_directory.METRICS).write_bytes(
+          (self._run_dir / run_directory.METRICS).read_bytes()
+        )
+      else:
+        self._folder = pathlib.Path(self._run_dir)
+      (self._folder / _EVENTS).mkdir(exist_ok=True)
+      # One stream for the whole run: opened once, closed by close().
+      self._file = open(  # noqa: SIM115
+        self._folder / run_directory.METRICS, "a", encoding="utf-8"
+      )
+      # Not SummaryWriter: its thread would meet a full disk by itself. The
+      # number keeps two starts within a second apart.
+      earlier = len(list((self._run_dir / _EVENTS).glob("*")))
+      self._events = event_file_writer.EventsWriter(
+        str(self._folder / _EVENTS / "events"), f".{earlier}"
+      )
+      # TensorBoard drops what an earlier start wrote after this step.
+      self._events.write_event(
+        self._event(
+          wall_time=time.time(),
+          step=resumed_step + 1,
+          session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START),
+        )
+      )
 
   def write(
     self, kind: str, *, epoch: int, step: int, values: dict[str, float]
   ) -> None:
-    """Writes one line; see `run_directory` for what it holds."""
+    """Writes one line; see `run_directory` for what it holds.
+
+    Raises:
+      StorageError: there is no room for it.
+    """
     line = {"kind": kind, "epoch": epoch, "step": step, **values}
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
-    for name, value in values.items():
-      self._events.add_scalar(f"{kind}/{name}", value, step)
+    with storage.failures_told(self._run_dir):
+      self._file.write(json.dumps(line) + "\n")
+      self._file.flush()
+      for name, value in values.items():
+        self._events.write_event(
+          self._event(
+            wall_time=time.time(),
+            step=step,
+            summary=self._scalar(f"{kind}/{name}", value),
+          )
+        )
+
+  def sync(self) -> None:
+    """Makes what was written so far outlive a power cut.
+
+    To be called before a checkpoint is saved: no line before it is missing.
+
+    Raises:
+      StorageError: there is no room for it.
+    """
+    with storage.failures_told(self._run_dir):
+      os.fsync(self._file.fileno())
+      self._events.flush()
+      if self._remote:
+        self._upload()
 
   def close(self) -> None:
-    """Closes the files."""
-    self._file.close()
-    self._events.close()
+    """Closes the files.
+
+    Raises:
+      StorageError: there is no room for what was written last.
+    """
+    with storage.failures_told(self._run_dir):
+      try:
+        self._file.close()
+        self._events.close()
+        if self._remote:
+          self._upload()
+      finally:
+        if self._remote:
+          shutil.rmtree(self._folder)
+
+  def _upload(self) -> None:
+    for path in self._folder.rglob("*"):
+      if path.is_file():
+        target = self._run_dir / path.relative_to(self._folder).as_posix()
+        target.write_bytes(path.read_bytes())
 
 
 class ConsoleLog:
@@ -75,6 +151,11 @@ class ConsoleLog:
   def __exit__(self, *exception: object) -> None:
     if self._live is not None:
       self._live.stop()
+
+  def leave(self) -> None:
+    """Gives the terminal back; for a process that ends without `__exit__`."""
+    if self._live is not None:
+      self._console.show_cursor()
 
   def say(self, line: str) -> None:
     """Prints one line that stays."""

@@ -19,6 +19,9 @@ from ekd_jax.methods.interface import AXIS_NAME, Method
 # by epoch or step number.
 KEY_NAMES = ("init", "order", "augment", "method")
 
+# The metric by which several processes agree to stop.
+STOP = "stop"
+
 
 def root_keys(seed: int) -> dict[str, jax.Array]:
   """The roots of all random numbers of a run, as key data (uint32 [2])."""
@@ -62,11 +65,17 @@ def make_train_step(
   Returns:
     (state, examples, order) -> (state, metrics), to be run by
     `parallel.per_device`. `examples` is {"image": [N, H, W, C] uint8,
-    "label": [N]}; `order` [N] this epoch's order of them.
+    "label": [N]}; `order` [N] this epoch's order of them. Where several
+    processes train, there is a fourth argument: a float32 scalar, not 0 in a
+    process that was asked to stop. The metrics then have `STOP`, not 0 in all
+    of them after the same step.
   """
 
   def train_step(
-    state: Any, examples: dict[str, jax.Array], order: jax.Array
+    state: Any,
+    examples: dict[str, jax.Array],
+    order: jax.Array,
+    stop: jax.Array | None = None,
   ) -> tuple[Any, dict[str, jax.Array]]:
     step = state["step"]
     keys = jax.tree.map(jax.random.wrap_key_data, state["keys"])
@@ -101,6 +110,8 @@ def make_train_step(
       "keys": state["keys"],
       "step": step + 1,
     }
+    if stop is not None:
+      metrics = metrics | {STOP: jax.lax.pmax(stop, AXIS_NAME)}
     return next_state, metrics
 
   return train_step

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import time
 
 import pytest
 
@@ -80,6 +81,15 @@ def test_a_worker_is_another_process_that_keeps_its_state():
 def test_what_a_worker_raises_is_raised_here():
   with pytest.raises(timing.WorkerError, match="^ZeroDivisionError: "):
     timing.in_worker(divmod, 1, 0)
+
+
+def test_a_worker_that_does_not_get_ready_is_killed():
+  sleep = functools.partial(time.sleep, 600)
+  with (
+    pytest.raises(timing.PatienceError, match="not ready after 0 s"),
+    timing.worker(sleep, patience=0.1),
+  ):
+    pytest.fail("was ready")
 
 
 def test_the_end_of_a_worker_is_noticed():

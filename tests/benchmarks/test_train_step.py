@@ -208,7 +208,9 @@ def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
 def test_without_a_compiler_that_row_is_skipped(monkeypatch, capsys, tmp_path):
   monkeypatch.setattr(workload, "compiler", lambda: None)
   monkeypatch.setattr(workload, "require_pytorch", lambda command: None)
-  monkeypatch.setattr(timing, "worker", contextlib.nullcontext)
+  monkeypatch.setattr(
+    timing, "worker", lambda prepare, **more: contextlib.nullcontext(prepare)
+  )
   monkeypatch.setattr(
     timing, "alternate", lambda a, b, pairs, steps: [timing.Pair(1.0, 2.0)]
   )
@@ -217,6 +219,19 @@ def test_without_a_compiler_that_row_is_skipped(monkeypatch, capsys, tmp_path):
   assert "skipped: no compiler" in capsys.readouterr().out
   opponents = [record["b"] for record in json.loads(records.read_text())]
   assert opponents == ["eager", "channels_last", "solo_each", "solo", "dml"]
+
+
+def test_an_opponent_that_never_gets_ready_is_skipped(monkeypatch, capsys):
+  @contextlib.contextmanager
+  def worker(prepare, *, patience=None):
+    if patience is not None:
+      raise timing.PatienceError("not ready after 400 s")
+    yield prepare
+
+  monkeypatch.setattr(workload, "require_pytorch", lambda command: None)
+  monkeypatch.setattr(timing, "worker", worker)
+  _main("--case", "resnet20x5", "--against", "channels_last")
+  assert "skipped: not ready after 400 s" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -71,6 +71,28 @@ MISTAKES = [
   ("--widths 1,1.5", "--widths is 1,1.5"),
   # Things that do not go together.
   ("--with-solo --method solo", "--with-solo was given with --method solo"),
+  # Several processes.
+  ("--num-processes 2", "--num-processes was given without --distributed"),
+  (
+    "--distributed --num-processes 2",
+    "--coordinator-address, --process-id is missing: give all of",
+  ),
+  (
+    "--distributed --coordinator-address here --num-processes 2 --process-id 0",
+    "--coordinator-address is here: must be HOST:PORT",
+  ),
+  (
+    "--distributed --coordinator-address a:99999 --num-processes 2 "
+    "--process-id 0",
+    "must be HOST:PORT",
+  ),
+  (
+    "--distributed --coordinator-address a:1 --num-processes 2 --process-id 2",
+    "--process-id is 2 of --num-processes 2: must be 0 to 1",
+  ),
+  ("--num-processes 0", "--num-processes is 0"),
+  ("--process-id -1", "--process-id is -1"),
+  ("--join-timeout 0", "--join-timeout is 0"),
   # Data.
   ("--train-examples 1438", "--train-examples 1438 of digits is out of range"),
   ("--validation-examples 1437", "--validation-examples 1437 of digits"),
@@ -96,6 +118,12 @@ MISTAKES = [
   ("--run-dir ../file", "is a file: name a directory"),
   ("--run-dir ../file/run", "cannot be written"),
   ("--run-dir ../foreign", "holds files but no run"),
+  ("--run-dir ''", "--run-dir is '': name a directory"),
+  ("--run-dir ~nobody-of-this-name/run", "--run-dir is ~nobody"),
+  ("--run-dir s3://bucket/run", "use a directory or gs://BUCKET/FOLDER"),
+  ("--run-dir gs://bucket", "name a bucket and a folder in it"),
+  ("--run-dir gs:///run", "name a bucket and a folder in it"),
+  ("--dataset cifar10 --data-dir http://x/y", "use a directory or gs://"),
 ]
 
 

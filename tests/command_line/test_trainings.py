@@ -137,7 +137,7 @@ def test_each_seed_can_have_its_members_alone(tiny_method, monkeypatch):
 def test_a_diverged_run_ends_in_one_line(tiny_method, folder, capsys):
   with pytest.raises(SystemExit) as caught:
     _train("--learning-rate 1e30")
-  assert caught.value.code == 2
+  assert caught.value.code == 3
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: step ")
   assert "is not finite" in line

@@ -186,10 +186,10 @@ def test_interrupted_download_leaves_nothing(name, tmp_path, monkeypatch):
 
 
 def test_directory_that_cannot_be_made(name, tmp_path, monkeypatch):
-  def mkdir(self, **options):
+  def makedirs(*arguments, **options):
     raise PermissionError(13, "Permission denied")
 
-  monkeypatch.setattr("pathlib.Path.mkdir", mkdir)
+  monkeypatch.setattr("os.makedirs", makedirs)
   message = _message(name, tmp_path / "data", download=True)
   assert "could not be fetched" in message
   assert "Permission denied" in message

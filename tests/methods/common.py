@@ -159,6 +159,17 @@ def assert_same_on_all_devices(tree):
       np.testing.assert_array_equal(leaf[device], leaf[0], err_msg=path)
 
 
+def terms_of(metrics, parts):
+  """The metrics but for the gradients' norms, of which each part has one.
+
+  The norms themselves are compared in test_update.py.
+  """
+  norms = {f"gradient_norm/{part}" for part in parts}
+  assert norms <= metrics.keys()
+  assert all(np.isfinite(metrics[name]) and metrics[name] > 0 for name in norms)
+  return {k: v for k, v in metrics.items() if k not in norms}
+
+
 def assert_keeps_its_types(build):
   """One step returns the types and shapes it was given, scalars as metrics."""
   state = state_shapes(build)

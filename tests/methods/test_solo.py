@@ -44,7 +44,7 @@ def batches(count):
 
 
 def test_metrics_are_the_cross_entropies_that_numpy_finds():
-  metrics = first(step()(state(), [batch(0)])[1])
+  metrics = common.terms_of(first(step()(state(), [batch(0)])[1]), NAMES)
   labels = batch(0)["label"]
   logits = independent.reference_logits(state(), batch(0)["image"], train=True)
   ensemble = sum(logits.values()) / 2

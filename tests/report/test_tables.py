@@ -1,6 +1,7 @@
 """Figures as they are written, the members table, runs side by side."""
 
 import io
+import json
 import math
 import re
 
@@ -163,3 +164,27 @@ def test_compare_refuses_what_is_no_run(tmp_path):
     report.compare_table([run, tmp_path])
   with pytest.raises(UserError, match="two or more run directories, got 1"):
     report.compare_table([run])
+
+
+def test_what_makes_a_comparison_unfair_is_named(tmp_path):
+  first = write_run(tmp_path / "a", method="ekd", seed=0)
+  fair = write_run(tmp_path / "b", method="dml", seed=1)
+  assert report.unlike([first, fair]) == []
+  other = write_run(
+    tmp_path / "c", method="dml", epochs=4, batch_size=64, log_every=7
+  )
+  start = {
+    "started": "later",
+    "versions": {"jax": "0.11"},
+    "devices": ["cpu:0", "cpu:1"],
+    "variables": {"XLA_FLAGS": "--fast"},
+    "git_commit": "abc-dirty",
+  }
+  (other / "environment.json").write_text(json.dumps({"starts": [{}, start]}))
+  lines = report.unlike([first, other])
+  assert [line.split(": ")[0].split()[-1] for line in lines] == [
+    "batch_size", "epochs", "devices", "git_commit", "variables.XLA_FLAGS",
+    "versions.jax",
+  ]  # fmt: skip
+  assert lines[0] == "the runs also differ in batch_size: 128 in a, 64 in c"
+  assert lines[-1].endswith("0.10 in a, 0.11 in c")

@@ -243,16 +243,16 @@ def test_a_run_killed_at_every_step_ends_like_an_unbroken_one(
   [
     # In the middle of the second epoch.
     (ConsoleLog, "step", 5, 3),
-    # Between an epoch's means and its evaluation.
+    # Between an epoch's last step and its means.
     (ConsoleLog, "step", 3, None),
-    # After the first evaluation, before its checkpoint.
+    # Between an epoch's means and its checkpoint.
     (Checkpoints, "save", 1, None),
-    # After the last evaluation, before the last checkpoint.
     (Checkpoints, "save", 2, 3),
-    # In the middle of an epoch's lines: its means, not yet its test.
-    (MetricsLog, "write", 5, None),
+    # Between a checkpoint and what its evaluation gave.
+    (MetricsLog, "write", 5, 3),
+    (MetricsLog, "write", 10, 6),
     # When everything is done but said.
-    (Checkpoints, "wait", 1, 6),
+    (Checkpoints, "wait", 3, 6),
   ],
 )
 def test_a_kill_between_two_things_that_belong_together(
