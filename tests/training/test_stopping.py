@@ -203,6 +203,7 @@ def test_a_real_run_is_stopped_and_goes_on(number, code, tmp_path):
   assert steps == list(range(1, saved + 1))
 
 
+@pytest.mark.slow
 def test_a_real_run_is_stopped_while_xla_compiles(tmp_path):
   # ResNet-56, fully optimised and with an empty cache: a minute.
   process = runs.start(
