@@ -22,6 +22,9 @@ from ekd_jax import build, run_directory
 from ekd_jax.training.checkpoint import Checkpoints
 from tests import runs
 
+# Until the tests as a whole are quicker.
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 RESUMED = "resuming at step"
 
@@ -198,7 +201,6 @@ def test_when_all_checkpoints_are_damaged_nothing_is_overwritten(
 # Where and when a run goes on.
 
 
-@pytest.mark.slow  # Until the tests as a whole are quicker.
 def test_a_run_directory_may_be_moved_and_named_from_elsewhere(
   tmp_path, trained
 ):
@@ -219,7 +221,6 @@ def test_a_run_directory_may_be_moved_and_named_from_elsewhere(
   assert list((tmp_path / "here").iterdir()) == []
 
 
-@pytest.mark.slow  # Until the tests as a whole are quicker.
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, trained):
   killed = runs.start(
     runs.KILLED_RUN, 5, *runs.SMALL, "--run-dir", "run", cwd=tmp_path, devices=1
@@ -239,7 +240,6 @@ cli.main(Config(), "In the past.")
   runs.assert_same_result(tmp_path / "run", trained[1])
 
 
-@pytest.mark.slow  # Until the tests as a whole are quicker.
 @pytest.mark.parametrize("devices", [1, 4])
 def test_the_same_command_gives_the_same_bits(devices, tmp_path, trained):
   again = runs.start(

@@ -16,6 +16,10 @@ from ekd_jax import run_directory
 from tests import runs
 
 
+# Until the tests as a whole are quicker.
+pytestmark = pytest.mark.slow
+
+
 def _free_port():
   with socket.socket() as listener:
     listener.bind(("localhost", 0))
@@ -93,7 +97,6 @@ def test_two_processes_train_what_one_does(tmp_path, trained):
   assert (start["processes"], len(start["devices"])) == (2, 4)
 
 
-@pytest.mark.slow  # Until the tests as a whole are quicker.
 def test_a_run_moves_between_one_process_and_two(tmp_path, trained):
   # Four devices of one process, killed; two processes, one of them stopped;
   # one device.
@@ -123,7 +126,6 @@ def test_a_run_moves_between_one_process_and_two(tmp_path, trained):
   _assert_close(tmp_path / "host_0" / "run", trained[4])
 
 
-@pytest.mark.slow  # JAX's heartbeat has to miss one first.
 @pytest.mark.parametrize("lost", [0, 1])
 def test_when_one_process_is_killed_the_others_end_and_the_run_resumes(
   lost, tmp_path, trained
