@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from ekd_jax import storage
-from ekd_jax.errors import UserError
+from ekd_jax.errors import Stopped, UserError
 
 # The newest two: should the newest turn out damaged, there is another.
 KEPT_NEWEST = 2
@@ -97,12 +97,12 @@ class Checkpoints:
 
   def __exit__(self, kind: type | None, *exception: object) -> None:
     # A save that failed in the background is raised here, not lost; unless
-    # something else has been raised already, which then is what counts.
+    # something else has failed already, which then is what counts.
     try:
       self.wait()
       self._manager.close()
     except Exception:
-      if kind is None:
+      if kind is None or issubclass(kind, Stopped):
         raise
 
   def latest_step(self) -> int | None:
