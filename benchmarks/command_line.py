@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import tyro
 from rich.console import Console
 
-from ekd_jax import cli
+from ekd_jax import cli, ending
 from ekd_jax import config as configs
 from ekd_jax.errors import UserError
 
@@ -38,7 +38,7 @@ def main(
       )
     run(options, console)
 
-  cli.exit_on_user_error(parse_and_run)
+  ending.exit_on_user_error(parse_and_run)
 
 
 def require_at_least_one(options: Any, *names: str) -> None:

@@ -10,10 +10,8 @@ mistyped flag are answered at once.
 
 import contextlib
 import dataclasses
-import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -27,7 +25,8 @@ from tyro import _errors as tyro_errors
 from ekd_jax import config as configs
 from ekd_jax import data, process
 from ekd_jax.config import Config
-from ekd_jax.errors import Stopped, UserError
+from ekd_jax.ending import exit_on_user_error
+from ekd_jax.errors import UserError
 
 # What --quick changes, besides training the students alone too; flags that
 # are given win over it.
@@ -424,33 +423,3 @@ def _flag_of(argument: Any) -> str:
 
 def _given(flag: str, arguments: Sequence[str]) -> bool:
   return any(a == flag or a.startswith(flag + "=") for a in arguments)
-
-
-def exit_on_user_error(function: Callable[[], None]) -> None:
-  """Calls it; a `UserError` becomes one line and its exit code."""
-  # Orbax warns through absl of what it was asked to do (reading only, for
-  # one); its failures are exceptions, which asyncio tells once more.
-  logging.getLogger("absl").setLevel(logging.CRITICAL)
-  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-  try:
-    function()
-  except Stopped as stopped:
-    print(stopped, file=sys.stderr)
-    _leave(stopped.exit_code)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
-
-
-def _leave(code: int) -> None:
-  """Ends the process without the interpreter's clean-up.
-
-  XLA may still be compiling, in a thread of its own, and would crash when the
-  interpreter goes.
-  """
-  from ekd_jax.training import hosts
-
-  hosts.leave()
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)

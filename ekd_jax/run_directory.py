@@ -106,9 +106,10 @@ def open_run(
 
   Raises:
     StorageError: it cannot be written to.
+    UserError: it is in a bucket that cannot be reached.
   """
   run_dir = storage.path(run_dir)
-  with storage.failures_told(run_dir):
+  with storage.reached(run_dir, "--run-dir"), storage.failures_told(run_dir):
     run_dir.mkdir(parents=True, exist_ok=True)
     # Written at every start: what may differ on resume is then up to date.
     write_json(run_dir / CONFIG, to_json(config))

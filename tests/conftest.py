@@ -10,8 +10,13 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# XLA's older way to write loops compiles in half the time. Where the compiled
+# program itself is tested (training/test_program.py), and where a user's own
+# command is (test_end_to_end.py), it is the way that users get.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=4"
+  + " --xla_cpu_use_fusion_emitters=false"
 ).strip()
 # What one test compiles, another test or a process that it starts finds.
 _compiled = None
@@ -20,6 +25,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import filelock  # noqa: E402
 import pytest  # noqa: E402
 
 from tests import runs  # noqa: E402
@@ -36,22 +42,25 @@ def trained(tmp_path_factory):
 
   Shared: whoever changes one makes a copy first.
   """
-  folder = tmp_path_factory.mktemp("trained")
-  processes = {
-    devices: runs.start(
-      runs.EXPERIMENT,
-      *runs.SMALL,
-      "--run-dir",
-      f"on_{devices}",
-      cwd=folder,
-      devices=devices,
-    )
-    for devices in (1, 4)
-  }
-  shown = {n: runs.finish(process) for n, process in processes.items()}
-  for devices, output in shown.items():
-    (folder / f"on_{devices}.txt").write_text(output)
-  return {devices: folder / f"on_{devices}" for devices in processes}
+  root = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    root = root.parent  # Of all workers: the first trains, the others wait.
+  folder = root / "trained"
+  found = {devices: folder / f"on_{devices}" for devices in (1, 4)}
+  with filelock.FileLock(root / "trained.lock"):
+    if not folder.exists():
+      folder.mkdir()
+      processes = {
+        run_dir: runs.start(
+          *(runs.EXPERIMENT, *runs.SMALL, "--run-dir", run_dir),
+          cwd=folder,
+          devices=devices,
+        )
+        for devices, run_dir in found.items()
+      }
+      for run_dir, process in processes.items():
+        run_dir.with_suffix(".txt").write_text(runs.finish(process))
+  return found
 
 
 @pytest.fixture(scope="module", autouse=True)

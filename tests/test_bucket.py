@@ -11,9 +11,6 @@ from tests.fake_bucket import BUCKET, FakeBucket
 pytest.importorskip("gcsfs")
 pytest.importorskip("google.cloud.storage")
 
-# Not in CI while gcsfs and the fake do not understand each other.
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def bucket():

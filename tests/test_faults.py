@@ -5,11 +5,7 @@ faults is tested beside them.
 """
 
 import dataclasses
-import os
-import resource
 import shutil
-import subprocess
-import sys
 import time
 
 import jax
@@ -21,9 +17,6 @@ import faults
 from ekd_jax import build, run_directory
 from ekd_jax.training.checkpoint import Checkpoints
 from tests import runs
-
-# Until the tests as a whole are quicker.
-pytestmark = pytest.mark.slow
 
 STEPS = 6
 RESUMED = "resuming at step"
@@ -67,31 +60,20 @@ def test_a_difference_would_be_found(trained, tmp_path):
 # system tells of it in the same way.
 
 
-def _limited(folder, megabytes, *more):
-  def limit():
-    size = int(megabytes * 2**20)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-  return subprocess.run(
-    [sys.executable, runs.EXPERIMENT, *runs.SMALL, "--run-dir", "run", *more],
-    cwd=folder,
-    env=os.environ
-    | {
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-      "PYTHONPATH": str(runs.ROOT),
-    },
-    preexec_fn=limit,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+def _limited(folder, kilobytes, *more):
+  """Starts a run that may not write files larger than this."""
+  code = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, 2 * ({kilobytes * 1024},))
+sys.argv = {["train", *runs.SMALL, "--run-dir", "run", *more]!r}
+from ekd_jax import cli
+from ekd_jax.config import Config
+cli.main(Config(), "With little room.")
+"""
+  return runs.start("-c", code, cwd=folder, devices=1)
 
 
-@pytest.mark.parametrize("kilobytes", [20])
-def test_a_full_disk_is_told_in_one_line_and_costs_nothing(
-  kilobytes, tmp_path, trained
-):
+def test_a_full_disk_is_told_in_one_line_and_costs_nothing(tmp_path, trained):
   run_dir = tmp_path / "run"
   # As far as the first epoch, with room; then without.
   killed = runs.start(
@@ -100,11 +82,10 @@ def test_a_full_disk_is_told_in_one_line_and_costs_nothing(
   runs.finish(killed, code=runs.KILLED)
   before = runs.contents(run_dir / "checkpoints" / "3")
   assert before
-  ended = _limited(tmp_path, kilobytes / 1024, "--no-compilation-cache")
-  assert ended.returncode == 2, ended.stderr
-  # Under a limit to the size of files, tensorstore tells of further writes
-  # that fail, before this.
-  line = ended.stderr.splitlines()[-1]
+  ended = _limited(tmp_path, 20, "--no-compilation-cache")
+  _, err = ended.communicate()
+  assert ended.returncode == 2, err
+  (line,) = err.splitlines()
   assert line.startswith(f"error: {run_dir} cannot be written to: ")
   assert "larger than is allowed" in line
   assert runs.contents(run_dir / "checkpoints" / "3") == before

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import pathlib
 import re
 
 import pytest
@@ -150,12 +151,14 @@ def test_compare_knows_one_network_by_its_size_not_by_its_width(tmp_path):
   assert "not the same network" not in text
 
 
-def test_compare_takes_many_runs_and_tells_equal_names_apart(tmp_path):
-  dirs = [write_run(tmp_path / name / "run", solo=None) for name in "abc"]
+def test_compare_takes_many_runs_and_tells_equal_names_apart(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  dirs = [write_run(pathlib.Path(name) / "run", solo=None) for name in "abc"]
   text = report.compare_text(dirs)
   assert text.count("+0.00") == 12
-  # Whole paths, folded into the width of a cell.
-  assert "/a/run" in re.sub(r"\s", "", text)
+  assert "a/run" in text
 
 
 def test_compare_refuses_what_is_no_run(tmp_path):

@@ -15,9 +15,6 @@ import pytest
 from ekd_jax import run_directory
 from tests import runs
 
-# Until the tests as a whole are quicker.
-pytestmark = pytest.mark.slow
-
 
 def _free_port():
   with socket.socket() as listener:

@@ -75,7 +75,9 @@ def program(formulation, devices, depth=DEPTH, scan="auto", remat=False):
 def compiled(formulation, **network):
   """XLA's program for one device."""
   own = program(formulation, jax.devices()[:1], **network)
-  return own.train_step.lower(own.state, own.examples, own.order).compile()
+  lowered = own.train_step.lower(own.state, own.examples, own.order)
+  # Not what conftest.py has set for the other tests.
+  return lowered.compile({"xla_cpu_use_fusion_emitters": True})
 
 
 def operations(text):

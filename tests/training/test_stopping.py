@@ -179,7 +179,6 @@ def _wait_for(condition, seconds=120):
     time.sleep(0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)]
 )
