@@ -24,21 +24,14 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
-import jax
-import numpy as np
 import tyro
 from rich.console import Console
 
 import command_line
 import timing
-from ekd_jax import build, run_directory
-from ekd_jax.training.checkpoint import Checkpoints
+import trainings
+from ekd_jax import run_directory
 
-EXPERIMENT = (
-  pathlib.Path(__file__).resolve().parents[1]
-  / "experiments"
-  / "cifar100_resnet.py"
-)
 FLAGS = shlex.split(
   "--dataset digits --depth 8 --ratios .5 --epochs 3 --batch-size 64 "
   "--train-examples 640 --validation-examples 200 --log-every 1 "
@@ -89,7 +82,13 @@ class Child:
     self.started = time.monotonic()
     self.lines: list[str] = []
     self._process = subprocess.Popen(
-      [sys.executable, str(EXPERIMENT), *flags, "--run-dir", str(run_dir)],
+      [
+        sys.executable,
+        str(trainings.EXPERIMENT),
+        *flags,
+        "--run-dir",
+        str(run_dir),
+      ],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -272,7 +271,7 @@ def compare(unbroken: pathlib.Path, killed: pathlib.Path) -> list[str]:
   ]
   if steps != list(range(1, len(steps) + 1)):
     found.append(f"{killed}: steps twice or missing: {steps}")
-  a, b = (_final(run_dir) for run_dir in (unbroken, killed))
+  a, b = (trainings.final_arrays(run_dir) for run_dir in (unbroken, killed))
   if a.keys() != b.keys():
     return [*found, f"{killed}: another structure"]
   found += [
@@ -282,17 +281,6 @@ def compare(unbroken: pathlib.Path, killed: pathlib.Path) -> list[str]:
     or a[name].tobytes() != b[name].tobytes()
   ]
   return found
-
-
-def _final(run_dir: pathlib.Path) -> dict[str, Any]:
-  """Every array of the newest checkpoint, by name."""
-  config = run_directory.load_config(run_dir)
-  with Checkpoints(run_dir, read_only=True) as checkpoints:
-    restored = checkpoints.restore(build.abstract_state(config))
-  return {
-    jax.tree_util.keystr(path): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state)
-  }
 
 
 def table(kills: list[Kill]) -> Any:

@@ -26,21 +26,15 @@ import tempfile
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
-import jax
 import numpy as np
 import tyro
 from rich.console import Console
 
 import command_line
 import timing
-from ekd_jax import build, run_directory
-from ekd_jax.training.checkpoint import Checkpoints
+import trainings
+from ekd_jax import run_directory
 
-EXPERIMENT = (
-  pathlib.Path(__file__).resolve().parents[1]
-  / "experiments"
-  / "cifar100_resnet.py"
-)
 STEPS = 10
 FLAGS = shlex.split(
   "--dataset digits --depth 8 --ratios .5,.75 --epochs 1 --batch-size 64 "
@@ -145,7 +139,7 @@ def start(flags: Sequence[str], place: Place, run_dir: pathlib.Path) -> None:
   processes = [
     subprocess.Popen(
       [
-        *(sys.executable, str(EXPERIMENT), *flags),
+        *(sys.executable, str(trainings.EXPERIMENT), *flags),
         *("--run-dir", str(run_dir)),
         *(joining if place.processes > 1 else ()),
       ],
@@ -174,14 +168,10 @@ def free_port() -> int:
 def read(run_dir: pathlib.Path) -> Result:
   """What a finished training gave."""
   metrics = run_directory.read_metrics(run_dir)
-  config = run_directory.load_config(run_dir)
-  with Checkpoints(run_dir, read_only=True) as checkpoints:
-    state = checkpoints.restore(build.abstract_state(config)).state
   params = {
-    jax.tree_util.keystr(path): np.asarray(leaf, np.float64)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-      state["method"]["params"]
-    )
+    name: array.astype(np.float64)
+    for name, array in trainings.final_arrays(run_dir).items()
+    if name.startswith("method/params/")
   }
   (examples,) = [m["examples"] for m in metrics if m["kind"] == "test"]
   losses = [m["loss"] for m in metrics if m["kind"] == "step"]

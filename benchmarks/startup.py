@@ -34,15 +34,10 @@ from rich.table import Table
 
 import command_line
 import timing
+import trainings
 import workload
 from ekd_jax.config import Config
 from ekd_jax.errors import UserError
-
-EXPERIMENT = (
-  pathlib.Path(__file__).resolve().parents[1]
-  / "experiments"
-  / "cifar100_resnet.py"
-)
 
 # What the command line imports before it trains.
 IMPORTS = ("ekd_jax.cli", "ekd_jax.report", "ekd_jax.training.loop")
@@ -121,7 +116,7 @@ def cases(
   }
   quick = {
     "quick": (partial(quick_run, flags), compiling),
-    "--help": (partial(command, [str(EXPERIMENT), "--help"]), other),
+    "--help": (partial(command, [str(trainings.EXPERIMENT), "--help"]), other),
     "import losses": (partial(command, ["-c", IMPORT_LOSSES]), other),
   }
   if options.case in steps:
@@ -157,7 +152,12 @@ def quick_run(flags: Sequence[str], cache: str) -> Start:
   """Seconds of the whole --quick run, from the start to the report."""
   with tempfile.TemporaryDirectory(prefix="ekd_jax_startup_") as folder:
     run_dir = pathlib.Path(folder) / "run"
-    arguments = [str(EXPERIMENT), "--quick", "--run-dir", str(run_dir)]
+    arguments = [
+      str(trainings.EXPERIMENT),
+      "--quick",
+      "--run-dir",
+      str(run_dir),
+    ]
     seconds = command([*arguments, *flags], cache)
     if not (run_dir / "report.html").exists():
       raise UserError("--quick ended without a report")

@@ -14,12 +14,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ekd_jax.data import DatasetInfo, augment
+from ekd_jax.config import Config
+from ekd_jax.data import Dataset, DatasetInfo, augment
 from ekd_jax.methods.interface import AXIS_NAME, Method
 from ekd_jax.training import parallel
 
 # Evaluation state -> {"top1/student_0": percent, ...}
 Evaluate = Callable[[Any], dict[str, float]]
+
+
+def is_due(config: Config, epoch: int) -> bool:
+  """Whether the epoch, counted from 1, ends with an evaluation."""
+  last = epoch == config.epochs
+  return epoch > 0 and (last or epoch % config.evaluate_every == 0)
+
+
+def splits(dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """What is evaluated: {"test" and, if there are any, "validation": examples}.
+
+  Args:
+    dataset: images [N, H, W, C] uint8 and labels [N] of each split.
+  """
+  splits = {"test": (dataset.test_images, dataset.test_labels)}
+  if len(dataset.validation_images):
+    splits["validation"] = (
+      dataset.validation_images,
+      dataset.validation_labels,
+    )
+  return splits
 
 
 def make_evaluate(

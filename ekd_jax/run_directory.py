@@ -18,22 +18,18 @@ values on its training batch, "epoch" lines the means over the epoch's steps,
 on the clock, so a resumed run writes the lines that an unbroken one does.
 """
 
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from etils import epath
 
-from ekd_jax import build, process, storage
+from ekd_jax import build, environment, storage
 from ekd_jax.config import Config, flag, from_json, to_json, training_fields
 from ekd_jax.errors import UserError
 
@@ -44,17 +40,6 @@ SUMMARY = "summary.json"
 SOLO = "solo"
 # What a kill between creating a directory and its first file leaves.
 _UNFINISHED = {storage.LOCK, CONFIG + storage.TEMPORARY}
-
-_PACKAGES = (
-  "ekd-jax",
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "chex",
-  "numpy",
-)
 
 
 def check(run_dir: str | os.PathLike, config: Config) -> None:
@@ -119,7 +104,7 @@ def open_run(
     storage.write_atomically(path, f"{commands}{command}\n")
     path = run_dir / ENVIRONMENT
     starts = read_json(path)["starts"] if path.exists() else []
-    write_json(path, {"starts": [*starts, _environment()]})
+    write_json(path, {"starts": [*starts, environment.describe()]})
 
 
 def read_config(run_dir: str | os.PathLike) -> dict[str, Any]:
@@ -368,50 +353,3 @@ def _summarize_seeds(run_dir: epath.Path, config: Config) -> dict[str, Any]:
       "ensemble": over_seeds(spread, ensembles),
     },
   }
-
-
-def _environment() -> dict[str, Any]:
-  import jax
-
-  devices = jax.devices()
-  return {
-    "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    "versions": {
-      "python": platform.python_version(),
-      **{name: importlib.metadata.version(name) for name in _PACKAGES},
-    },
-    "system": platform.platform(),
-    "platform": devices[0].platform,
-    "devices": [str(device) for device in devices],
-    "processes": jax.process_count(),
-    # What changes numbers or speed without being an option of ours.
-    "variables": {
-      name: value
-      for name, value in sorted(os.environ.items())
-      if name.startswith(("JAX_", "XLA_", "LIBTPU_", "TF_CPP_", "GLIBC_TUN"))
-    },
-    "allocator": process.allocator(),
-    "compilation_cache": jax.config.jax_compilation_cache_dir,
-    "git_commit": _git_commit(),
-  }
-
-
-def _git_commit() -> str | None:
-  """The commit of this source tree, None outside a checkout.
-
-  It ends in "-dirty" if tracked files are not as committed.
-  """
-  root = pathlib.Path(__file__).parents[1]
-  if not (root / ".git").exists():
-    return None
-  try:
-    found = subprocess.run(
-      ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40",
-       "--exclude=*"],
-      capture_output=True,
-      text=True,
-      check=False,
-    )  # fmt: skip
-  except FileNotFoundError:  # A checkout on a machine without git.
-    return None
-  return found.stdout.strip() or None

@@ -38,6 +38,7 @@ def _copied(bucket, folder):
   return folder / "runs" / "one"
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_killed_resumed_and_read(
   bucket, tmp_path, trained
 ):

@@ -16,7 +16,8 @@ from rich.console import Console
 import faults
 from ekd_jax import build, run_directory
 from ekd_jax.training.checkpoint import Checkpoints
-from tests import runs
+from ekd_jax.training.logs import ConsoleLog
+from tests import runs, tiny
 
 STEPS = 6
 RESUMED = "resuming at step"
@@ -25,8 +26,9 @@ RESUMED = "resuming at step"
 def test_a_run_that_is_killed_three_times_ends_as_if_nobody_had(
   capsys, monkeypatch
 ):
-  # Compiling is most of a short run; doing without halves it.
+  # What runs.start sets, too: compiling is most of a short run.
   monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+  monkeypatch.setenv("XLA_FLAGS", runs.QUICK_TO_COMPILE)
   faults.run(faults.Options(kills=3, seed=1), Console(width=120))
   assert "3 kills in" in capsys.readouterr().out
 
@@ -76,10 +78,8 @@ cli.main(Config(), "With little room.")
 def test_a_full_disk_is_told_in_one_line_and_costs_nothing(tmp_path, trained):
   run_dir = tmp_path / "run"
   # As far as the first epoch, with room; then without.
-  killed = runs.start(
-    runs.KILLED_RUN, 5, *runs.SMALL, "--run-dir", "run", cwd=tmp_path, devices=1
-  )
-  runs.finish(killed, code=runs.KILLED)
+  shutil.copytree(trained[1], run_dir)
+  shutil.rmtree(run_dir / "checkpoints" / str(STEPS))
   before = runs.contents(run_dir / "checkpoints" / "3")
   assert before
   ended = _limited(tmp_path, 20, "--no-compilation-cache")
@@ -136,91 +136,83 @@ def test_a_second_process_on_one_directory_is_refused(tmp_path):
   runs.finish(first)
 
 
+# Where and when a run goes on, in this process and with the tiny method.
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+  """Begins a run in "run" and stops it in its fifth step of six."""
+  monkeypatch.setattr(build, "method", tiny.method)
+
+  class Stop(Exception):
+    pass
+
+  show_step = ConsoleLog.step
+
+  def step(self, **shown):
+    show_step(self, **shown)
+    if shown["step"] == 5:
+      raise Stop
+
+  with monkeypatch.context() as patch, pytest.raises(Stop):
+    patch.setattr(ConsoleLog, "step", step)
+    tiny.train(tiny.config(tmp_path / "run"))
+
+
+def _assert_ends_like_an_unbroken_one(run_dir, folder):
+  tiny.train(tiny.config(folder / "unbroken"))
+  for path in (run_dir, folder / "unbroken"):
+    run_directory.write_summary(path)
+  runs.assert_same_result(run_dir, folder / "unbroken")
+
+
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
-  tmp_path, trained
+  tmp_path, monkeypatch
 ):
+  monkeypatch.setattr(build, "method", tiny.method)
   run_dir = tmp_path / "run"
-  shutil.copytree(trained[1], run_dir)
-  newest = run_dir / "checkpoints" / str(STEPS)
-  for path in newest.rglob("*"):
+  tiny.train(tiny.config(run_dir))
+  for path in (run_dir / "checkpoints" / str(STEPS)).rglob("*"):
     if path.is_file() and path.stat().st_size > 1000:
       path.write_bytes(path.read_bytes()[:-100])
-  shown = runs.python(
-    runs.EXPERIMENT, *runs.SMALL, "--run-dir", "run", cwd=tmp_path, devices=1
-  )
+  shown = tiny.train(tiny.config(run_dir))
   assert f"the checkpoint of step {STEPS} is damaged" in shown
   assert "going on from the one before: 3 steps are made again" in shown
   assert f"{RESUMED} 3 of {STEPS}" in shown
-  runs.assert_same_result(run_dir, trained[1])
+  _assert_ends_like_an_unbroken_one(run_dir, tmp_path)
   assert (run_dir / "damaged_checkpoints" / str(STEPS)).is_dir()
 
 
-def test_when_all_checkpoints_are_damaged_nothing_is_overwritten(
-  tmp_path, trained
-):
-  run_dir = tmp_path / "run"
-  shutil.copytree(trained[1], run_dir)
-  for path in (run_dir / "checkpoints").rglob("*"):
-    if path.is_file():
-      path.write_bytes(b"")
-  before = runs.contents(run_dir)
-  process = runs.start(
-    runs.EXPERIMENT, *runs.SMALL, "--run-dir", "run", cwd=tmp_path, devices=1
-  )
-  _, err = process.communicate()
-  assert process.returncode == 2
-  (line,) = err.splitlines()
-  assert "step 3: " in line
-  assert "step 6: " in line
-  after = runs.contents(run_dir)
-  changed = {str(p) for p in after if after[p] != before.get(p)}
-  # That it was started is on record, and nothing else is new.
-  assert changed <= {"command.txt", "environment.json", "config.json", ".lock"}
-  assert before.keys() <= after.keys()
-
-
-# Where and when a run goes on.
-
-
 def test_a_run_directory_may_be_moved_and_named_from_elsewhere(
-  tmp_path, trained
+  tmp_path, monkeypatch, stopped
 ):
-  killed = runs.start(
-    runs.KILLED_RUN, 5, *runs.SMALL, "--run-dir", "first", cwd=tmp_path,
-    devices=1,
-  )  # fmt: skip
-  runs.finish(killed, code=runs.KILLED)
   (tmp_path / "elsewhere").mkdir()
-  shutil.move(tmp_path / "first", tmp_path / "elsewhere" / "second")
+  shutil.move(tmp_path / "run", tmp_path / "elsewhere" / "second")
   (tmp_path / "here").mkdir()
-  shown = runs.python(
-    runs.EXPERIMENT, *runs.SMALL, "--run-dir", "../elsewhere/second",
-    cwd=tmp_path / "here", devices=1,
-  )  # fmt: skip
+  monkeypatch.chdir(tmp_path / "here")
+  shown = tiny.train(tiny.config("../elsewhere/second"))
   assert RESUMED in shown
-  runs.assert_same_result(tmp_path / "elsewhere" / "second", trained[1])
+  _assert_ends_like_an_unbroken_one(tmp_path / "elsewhere/second", tmp_path)
   assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, trained):
-  killed = runs.start(
-    runs.KILLED_RUN, 5, *runs.SMALL, "--run-dir", "run", cwd=tmp_path, devices=1
-  )
-  runs.finish(killed, code=runs.KILLED)
-  code = f"""
-import sys, time
-really = time.time
-time.time = lambda: really() - 400 * 24 * 3600
-sys.argv = {["train", *runs.SMALL, "--run-dir", "run"]!r}
-from ekd_jax import cli
-from ekd_jax.config import Config
-cli.main(Config(), "In the past.")
-"""
-  shown = runs.python("-c", code, cwd=tmp_path, devices=1)
+def test_a_clock_that_goes_backwards_changes_nothing(
+  tmp_path, monkeypatch, stopped
+):
+  really = time.time
+  with monkeypatch.context() as patch:
+    patch.setattr(time, "time", lambda: really() - 400 * 24 * 3600)
+    shown = tiny.train(tiny.config(tmp_path / "run"))
   assert RESUMED in shown
-  runs.assert_same_result(tmp_path / "run", trained[1])
+  _assert_ends_like_an_unbroken_one(tmp_path / "run", tmp_path)
 
 
+# The same again tomorrow.
+
+
+# Slow, because every comparison of a resumed run with `trained` is of two runs
+# of one command too.
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_the_same_command_gives_the_same_bits(devices, tmp_path, trained):
   again = runs.start(

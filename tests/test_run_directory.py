@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
-import subprocess
 import sys
 
 import numpy as np
@@ -421,46 +419,3 @@ def test_seeds_that_have_not_started_are_said_to(tmp_path):
   _write_run(tmp_path, [], seeds=(0, 1))
   with pytest.raises(UserError, match="no seed that was started"):
     run_directory.summarize(tmp_path)
-
-
-# What a run says of where it ran.
-
-
-def _git(folder, *arguments):
-  subprocess.run(
-    [
-      *("git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@x"),
-      *arguments,
-    ],
-    check=True,
-    capture_output=True,
-  )
-
-
-def test_the_commit_says_whether_the_files_are_as_committed(
-  tmp_path, monkeypatch
-):
-  package = tmp_path / "ekd_jax"
-  package.mkdir()
-  module = package / "run_directory.py"
-  module.write_text("one")
-  monkeypatch.setattr(run_directory, "__file__", str(module))
-  assert run_directory._git_commit() is None
-  _git(tmp_path, "init", "-q")
-  _git(tmp_path, "add", "-A")
-  _git(tmp_path, "commit", "-qm", "one")
-  commit = run_directory._git_commit()
-  assert re.fullmatch("[0-9a-f]{40}", commit)
-  (tmp_path / "new").write_text("not tracked")
-  assert run_directory._git_commit() == commit
-  module.write_text("two")
-  assert run_directory._git_commit() == f"{commit}-dirty"
-
-
-def test_variables_that_change_numbers_are_on_record(tmp_path, monkeypatch):
-  monkeypatch.setenv("XLA_SOMETHING", "on")
-  monkeypatch.setenv("SECRET", "x")
-  run_directory.open_run(tmp_path, _config(tmp_path), ["train"])
-  (start,) = run_directory.read_json(tmp_path / "environment.json")["starts"]
-  assert start["variables"]["XLA_SOMETHING"] == "on"
-  assert "SECRET" not in start["variables"]

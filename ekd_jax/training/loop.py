@@ -8,8 +8,6 @@ state and the step's number, so nothing else has a position to restore.
 
 import collections
 import contextlib
-import math
-import signal
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,16 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from ekd_jax import build, run_directory
+from ekd_jax import build, evaluation, run_directory
 from ekd_jax.config import Config
 from ekd_jax.data import Dataset, epoch_order
-from ekd_jax.errors import NonFiniteError, UserError
-from ekd_jax.evaluation import make_evaluate
-from ekd_jax.training import hosts, parallel
+from ekd_jax.errors import UserError
+from ekd_jax.training import finite, hosts, parallel, starting
 from ekd_jax.training.checkpoint import Checkpoints
 from ekd_jax.training.logs import ConsoleLog, MetricsLog
-from ekd_jax.training.step import STOP, init_state, make_train_step
-from ekd_jax.training.stopping import StopRequest
+from ekd_jax.training.step import STOP, make_train_step
+from ekd_jax.training.stopping import Agreement, StopRequest
 
 
 def check_devices(config: Config) -> None:
@@ -93,7 +90,7 @@ def train(
       screen = stack.enter_context(ConsoleLog(console, title, total_steps))
       checkpoints = stack.enter_context(Checkpoints(config.run_dir))
     stop.last_words = lambda: (checkpoints.wait(), screen.leave())
-    state, progress, started = _start(
+    state, progress, started = starting.start(
       config, method, dataset, checkpoints, screen, total_steps
     )
     if first:
@@ -101,7 +98,7 @@ def train(
         contextlib.closing(MetricsLog(config.run_dir, resumed_step=started))
       )
     due = hosts.from_first(
-      lambda: _not_evaluated(config, dataset, started, epoch_steps)
+      lambda: starting.missed_evaluations(config, dataset, started, epoch_steps)
     )
     if started == total_steps and not due:
       screen.say(f"finished before, at step {total_steps}")
@@ -121,70 +118,6 @@ def train(
       screen=screen,
       stop=stop,
     )
-
-
-def _start(
-  config: Config,
-  method: Any,
-  dataset: Dataset,
-  checkpoints: Checkpoints,
-  screen: ConsoleLog,
-  total_steps: int,
-) -> tuple[Any, dict[str, Any], int]:
-  """State, progress and step to go on from, the same in every process."""
-  restored = None
-
-  def restore() -> dict[str, Any]:
-    nonlocal restored
-    if checkpoints.latest_step() is None:
-      return {"step": None}
-    restored = checkpoints.restore(build.abstract_state(config))
-    return {
-      "step": restored.step,
-      "progress": restored.progress,
-      "damaged": restored.damaged,
-    }
-
-  found = hosts.from_first(restore)
-  if found["step"] is None:
-    screen.say("drawing the parameters")
-    return init_state(method, dataset.info, config.seed), _no_progress(), 0
-  damaged = found["damaged"]
-  for step, reason in damaged.items():
-    screen.say(f"the checkpoint of step {step} is damaged ({reason})")
-  if damaged:
-    lost = max(map(int, damaged)) - found["step"]
-    screen.say(f"going on from the one before: {lost} steps are made again")
-    checkpoints.put_aside([int(step) for step in damaged])
-  if found["step"] < total_steps:
-    screen.say(f"resuming at step {found['step']} of {total_steps}")
-  if restored is None:  # In another process than the first.
-    target = build.abstract_state(config)
-    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
-  else:
-    state = restored.state
-  return hosts.arrays_from_first(state), found["progress"], found["step"]
-
-
-def _not_evaluated(
-  config: Config, dataset: Dataset, step: int, epoch_steps: int
-) -> list[str]:
-  """The evaluations after `step` that a stop came before."""
-  epoch, rest = divmod(step, epoch_steps)
-  if rest or not _evaluates(config, epoch):
-    return []
-  done = {
-    line["kind"]
-    for line in run_directory.read_metrics(config.run_dir)
-    if line["step"] == step
-  }
-  return [kind for kind in _splits(dataset) if kind not in done]
-
-
-def _evaluates(config: Config, epoch: int) -> bool:
-  """Whether the epoch, counted from 1, ends with an evaluation."""
-  last = epoch == config.epochs
-  return epoch > 0 and (last or epoch % config.evaluate_every == 0)
 
 
 def _run_epochs(
@@ -226,14 +159,14 @@ def _run_epochs(
   last_save = time.monotonic()
   order = None
   pending = collections.deque()
-  agreed = _Agreement(stop, devices)
+  agreed = Agreement(stop, devices)
 
   def record(step: int, metrics: Any) -> None:
     """Fetches and logs the metrics of a step that was dispatched before."""
     nonlocal progress
     values = {k: float(v) for k, v in parallel.unreplicate(metrics).items()}
     agreed.hear(values.pop(STOP, 0.0))
-    _check_finite(step, values, checkpoints)
+    finite.check_values(step, values, checkpoints)
     progress = _add(progress, values)
     epoch = -(-step // epoch_steps)
     rate = {"learning_rate": float(rates[step - 1])}
@@ -241,7 +174,7 @@ def _run_epochs(
       log.write("step", epoch=epoch, step=step, values=rate | values)
     if step % epoch_steps == 0:
       means = _means(progress)
-      progress = _no_progress()
+      progress = {}
       log.write("epoch", epoch=epoch, step=step, values=rate | means)
     screen.step(
       epoch=epoch,
@@ -285,7 +218,7 @@ def _run_epochs(
       record(*pending.popleft())
     paused = time.monotonic()
     host_state = parallel.unreplicate(state)
-    _check_finite_state(done + 1, host_state, checkpoints)
+    finite.check_state(done + 1, host_state, checkpoints)
     log.sync()
     checkpoints.save(done + 1, host_state, progress)
     # Evaluation comes after it: a stop in its midst then costs no step, and
@@ -295,7 +228,7 @@ def _run_epochs(
       agreed.stop_now()
     stop.saved = jax.process_count() == 1
     stop.check()
-    if ends_epoch and _evaluates(config, epoch + 1):
+    if ends_epoch and evaluation.is_due(config, epoch + 1):
       scores = evaluate(done + 1, list(evaluators))
     last_save = time.monotonic()
     screen.pause(last_save - paused)
@@ -303,50 +236,6 @@ def _run_epochs(
   stop.saved = True
   if "test" in scores:
     _warn_of_weak_ensemble(config, screen, scores["test"])
-
-
-class _Agreement:
-  """Whether to stop after the step, the same answer in every process.
-
-  A signal reaches the processes at different moments, and each would stop
-  after another step, while the rest wait for it in a collective. So with
-  several processes a signal only raises the process's flag, an argument of the
-  next step; the step sums up the flags, and all see the sum in its metrics.
-  """
-
-  def __init__(self, stop: StopRequest, devices: Sequence[jax.Device]):
-    self._stop = stop
-    self._devices = devices
-    self._several = jax.process_count() > 1
-    self._heard = False
-    self._raised = {
-      raised: parallel.replicate(np.float32(raised), devices)
-      for raised in (False, True)
-      if self._several
-    }
-    if self._several:
-      stop.saved = False  # Nobody leaves alone.
-
-  def flags(self) -> tuple[jax.Array, ...]:
-    """What a step of several processes takes as its last argument."""
-    if not self._several:
-      return ()
-    return (self._raised[self._stop.signal is not None],)
-
-  def hear(self, flag: float) -> None:
-    """Takes in what a step told of the flags."""
-    self._heard |= flag > 0
-
-  def to_stop(self) -> bool:
-    """Whether to save and stop."""
-    if self._several:
-      return self._heard
-    return self._stop.signal is not None
-
-  def stop_now(self) -> None:
-    """Ends the run, also in a process that has had no signal itself."""
-    self._stop.signal = self._stop.signal or signal.SIGTERM
-    self._stop.check()
 
 
 def _best_step(config: Config) -> int | None:
@@ -360,22 +249,11 @@ def _best_step(config: Config) -> int | None:
   return best["step"] if best else None
 
 
-def _splits(dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """What is evaluated, as images and labels."""
-  splits = {"test": (dataset.test_images, dataset.test_labels)}
-  if len(dataset.validation_images):
-    splits["validation"] = (
-      dataset.validation_images,
-      dataset.validation_labels,
-    )
-  return splits
-
-
 def _evaluators(
   config: Config, dataset: Dataset, method: Any, devices: Sequence[jax.Device]
 ) -> dict[str, Any]:
   return {
-    kind: make_evaluate(
+    kind: evaluation.make_evaluate(
       method,
       dataset.info,
       images,
@@ -383,7 +261,7 @@ def _evaluators(
       batch_size=config.evaluation_batch_size,
       devices=devices,
     )
-    for kind, (images, labels) in _splits(dataset).items()
+    for kind, (images, labels) in evaluation.splits(dataset).items()
   }
 
 
@@ -391,51 +269,6 @@ def _compiling_line(config: Config) -> str:
   # XLA's time grows with the number of layers over all members.
   layers = config.depth * len(build.members(config))
   return f"compiling, about {5 + 0.15 * layers:.0f} s"
-
-
-# Which of several values that are not finite tells most of where it began:
-# a member's own terms, then what depends on the others, then sums.
-_TELLING = ("label", "mutual", "feature", "distill", "gradient_norm")
-
-
-def _check_finite(
-  step: int, values: dict[str, float], checkpoints: Checkpoints
-) -> None:
-  broken = [k for k, v in values.items() if not math.isfinite(v)]
-  if not broken:
-    return
-
-  def rank(name: str) -> tuple[int, str]:
-    what, _, who = name.partition("/")
-    known = what in _TELLING and who != "ensemble"
-    return (_TELLING.index(what) if known else len(_TELLING)), name
-
-  telling = sorted(broken, key=rank)
-  shown = ", ".join(f"{name} = {values[name]}" for name in telling[:3])
-  if len(telling) > 3:
-    shown += f" and {len(telling) - 3} others"
-  raise _non_finite(step, shown, checkpoints)
-
-
-def _check_finite_state(
-  step: int, state: Any, checkpoints: Checkpoints
-) -> None:
-  # An update can overflow under a finite gradient: the next loss would show
-  # it, but this checkpoint would already be spoilt.
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
-      name = jax.tree_util.keystr(path, simple=True, separator="/")
-      raise _non_finite(step, name, checkpoints)
-
-
-def _non_finite(
-  step: int, what: str, checkpoints: Checkpoints
-) -> NonFiniteError:
-  kept = checkpoints.kept() or "the checkpoints are kept"
-  return NonFiniteError(
-    f"step {step}: {what} is not finite; {kept}. A lower --learning-rate, in "
-    "another --run-dir, usually helps"
-  )
 
 
 def _warn_of_weak_ensemble(
@@ -460,17 +293,14 @@ def _warn_of_weak_ensemble(
 
 
 # Means over the steps of the current epoch. Kept on the host in float64 and
-# saved with every checkpoint, so that a resumed epoch has the same means.
-
-
-def _no_progress() -> dict[str, Any]:
-  return {"steps": 0, "sums": {}}
+# saved with every checkpoint, so that a resumed epoch has the same means;
+# {} before its first step.
 
 
 def _add(progress: dict[str, Any], values: dict[str, float]) -> dict[str, Any]:
-  sums = progress["sums"]
+  sums = progress.get("sums", {})
   return {
-    "steps": progress["steps"] + 1,
+    "steps": progress.get("steps", 0) + 1,
     "sums": {name: sums.get(name, 0.0) + v for name, v in values.items()},
   }
 

@@ -93,6 +93,7 @@ def test_two_processes_train_what_one_does(tmp_path, trained):
   assert (start["processes"], len(start["devices"])) == (2, 4)
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_one_process_and_two(tmp_path, trained):
   # Four devices of one process, killed; two processes, one of them stopped;
   # one device.
@@ -122,7 +123,7 @@ def test_a_run_moves_between_one_process_and_two(tmp_path, trained):
   _assert_close(tmp_path / "host_0" / "run", trained[4])
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_when_one_process_is_killed_the_others_end_and_the_run_resumes(
   lost, tmp_path, trained
 ):

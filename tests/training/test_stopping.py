@@ -12,7 +12,7 @@ import pytest
 
 from ekd_jax import build, run_directory
 from ekd_jax.errors import Stopped
-from ekd_jax.training import loop, stopping
+from ekd_jax.training import loop, starting, stopping
 from ekd_jax.training.checkpoint import Checkpoints
 from ekd_jax.training.logs import ConsoleLog, MetricsLog
 from ekd_jax.training.stopping import StopRequest
@@ -140,7 +140,7 @@ def _signal_at(monkeypatch, owner, name, call):
     (MetricsLog, "write", 5, 3),
     (MetricsLog, "write", 10, 6),
     # Before there is anything: while it is prepared, while it compiles.
-    (loop, "init_state", 1, None),
+    (starting, "init_state", 1, None),
     (loop, "make_train_step", 1, None),
   ],
 )
