@@ -34,7 +34,7 @@ from ekd_jax import run_directory
 
 FLAGS = shlex.split(
   "--dataset digits --depth 8 --ratios .5 --epochs 3 --batch-size 64 "
-  "--train-examples 640 --validation-examples 200 --log-every 1 "
+  "--train-examples 320 --validation-examples 200 --log-every 1 "
   "--checkpoint-minutes 1e-9 --with-solo"
 )
 EXIT_DIFFERENT = 1
@@ -83,11 +83,8 @@ class Child:
     self.lines: list[str] = []
     self._process = subprocess.Popen(
       [
-        sys.executable,
-        str(trainings.EXPERIMENT),
-        *flags,
-        "--run-dir",
-        str(run_dir),
+        *(sys.executable, str(trainings.EXPERIMENT), *flags),
+        *("--run-dir", str(run_dir)),
       ],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
@@ -294,8 +291,8 @@ def table(kills: list[Kill]) -> Any:
       str(number),
       str(kill.run),
       kill.moment,
-      kill.resumed,
       f"{kill.seconds:.2f}",
+      kill.resumed,
     )
   return shown
 
