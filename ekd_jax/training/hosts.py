@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from rich.console import Console
 
 from ekd_jax.config import Config
 from ekd_jax.errors import ProcessLostError, Stopped, UserError
+from ekd_jax.training import parallel
+from ekd_jax.training.stopping import StopRequest
 
 # Without a sign of life for so long, a process counts as lost: JAX then aborts
 # the others, with a message. Where a collective notices before that, it raises.
@@ -162,6 +165,50 @@ def arrays_from_first(tree: Any) -> Any:
     result.append(flat.reshape(leaf.shape).copy())
     start += flat.nbytes
   return jax.tree.unflatten(structure, result)
+
+
+class Agreement:
+  """Whether to stop after the step, the same answer in every process.
+
+  A signal reaches the processes at different moments, and each would stop
+  after another step, while the rest wait for it in a collective. So with
+  several processes a signal only raises the process's flag, an argument of the
+  next step; the step sums up the flags, and all see the sum in its metrics.
+  """
+
+  def __init__(self, stop: StopRequest, devices: parallel.Devices):
+    self._stop = stop
+    self._devices = devices
+    self._several = jax.process_count() > 1
+    self._heard = False
+    self._raised = {
+      raised: parallel.replicate(np.float32(raised), devices)
+      for raised in (False, True)
+      if self._several
+    }
+    if self._several:
+      stop.saved = False  # Nobody leaves alone.
+
+  def flags(self) -> tuple[jax.Array, ...]:
+    """What a step of several processes takes as its last argument."""
+    if not self._several:
+      return ()
+    return (self._raised[self._stop.signal is not None],)
+
+  def hear(self, flag: float) -> None:
+    """Takes in what a step told of the flags."""
+    self._heard |= flag > 0
+
+  def to_stop(self) -> bool:
+    """Whether to save and stop."""
+    if self._several:
+      return self._heard
+    return self._stop.signal is not None
+
+  def stop_now(self) -> None:
+    """Ends the run, also in a process that has had no signal itself."""
+    self._stop.signal = self._stop.signal or signal.SIGTERM
+    self._stop.check()
 
 
 @contextlib.contextmanager

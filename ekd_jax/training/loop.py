@@ -25,7 +25,7 @@ from ekd_jax.training import finite, hosts, parallel, starting
 from ekd_jax.training.checkpoint import Checkpoints
 from ekd_jax.training.logs import ConsoleLog, MetricsLog
 from ekd_jax.training.step import STOP, make_train_step
-from ekd_jax.training.stopping import Agreement, StopRequest
+from ekd_jax.training.stopping import StopRequest
 
 
 def check_devices(config: Config) -> None:
@@ -159,7 +159,7 @@ def _run_epochs(
   last_save = time.monotonic()
   order = None
   pending = collections.deque()
-  agreed = Agreement(stop, devices)
+  agreed = hosts.Agreement(stop, devices)
 
   def record(step: int, metrics: Any) -> None:
     """Fetches and logs the metrics of a step that was dispatched before."""

@@ -7,7 +7,7 @@ evaluation, while the report is written) there is nothing to wait for: the main
 thread gets `Stopped` at once. It can be deep inside XLA, which may not come
 back for minutes; after a grace period the process is ended without it. The
 second signal ends it at once, wherever it is. Several processes agree on the
-step after which they stop (`Agreement`).
+step after which they stop, see `hosts.Agreement`.
 
 Python runs signal handlers in the main thread, between two bytecodes: not
 while that thread is in XLA. The number of the signal, however, is written to a
@@ -21,11 +21,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
-
 from ekd_jax.errors import Stopped
-from ekd_jax.training import parallel
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -117,50 +113,6 @@ class StopRequest:
   def _leave(self, number: int) -> None:
     print(_words(number), file=sys.stderr, flush=True)
     os._exit(128 + number)
-
-
-class Agreement:
-  """Whether to stop after the step, the same answer in every process.
-
-  A signal reaches the processes at different moments, and each would stop
-  after another step, while the rest wait for it in a collective. So with
-  several processes a signal only raises the process's flag, an argument of the
-  next step; the step sums up the flags, and all see the sum in its metrics.
-  """
-
-  def __init__(self, stop: StopRequest, devices: parallel.Devices):
-    self._stop = stop
-    self._devices = devices
-    self._several = jax.process_count() > 1
-    self._heard = False
-    self._raised = {
-      raised: parallel.replicate(np.float32(raised), devices)
-      for raised in (False, True)
-      if self._several
-    }
-    if self._several:
-      stop.saved = False  # Nobody leaves alone.
-
-  def flags(self) -> tuple[jax.Array, ...]:
-    """What a step of several processes takes as its last argument."""
-    if not self._several:
-      return ()
-    return (self._raised[self._stop.signal is not None],)
-
-  def hear(self, flag: float) -> None:
-    """Takes in what a step told of the flags."""
-    self._heard |= flag > 0
-
-  def to_stop(self) -> bool:
-    """Whether to save and stop."""
-    if self._several:
-      return self._heard
-    return self._stop.signal is not None
-
-  def stop_now(self) -> None:
-    """Ends the run, also in a process that has had no signal itself."""
-    self._stop.signal = self._stop.signal or signal.SIGTERM
-    self._stop.check()
 
 
 def _words(number: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ekd_jax import build, run_directory
-from ekd_jax.errors import UserError
+from ekd_jax.errors import NonFiniteError, UserError
 from ekd_jax.training import loop, parallel
 from ekd_jax.training.checkpoint import Checkpoints
 from ekd_jax.training.logs import ConsoleLog, MetricsLog
@@ -347,7 +347,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(value, tmp_path, monkeypatch):
 
   monkeypatch.setattr(build, "method", _broken_at(5, breaks))
   config = tiny.config(tmp_path, checkpoint_minutes=tiny.ALWAYS)
-  with pytest.raises(loop.NonFiniteError) as caught:
+  with pytest.raises(NonFiniteError) as caught:
     tiny.train(config)
   message = str(caught.value)
   assert "step 5" in message
@@ -374,7 +374,7 @@ def test_a_non_finite_state_under_a_finite_loss_is_never_saved(
 
   monkeypatch.setattr(build, "method", _broken_at(4, breaks))
   config = tiny.config(tmp_path, checkpoint_minutes=tiny.ALWAYS)
-  with pytest.raises(loop.NonFiniteError, match="step 4.*student_1") as caught:
+  with pytest.raises(NonFiniteError, match="step 4.*student_1") as caught:
     tiny.train(config)
   assert "\n" not in str(caught.value)
   assert _kept(tmp_path) == [2, 3]
@@ -386,7 +386,7 @@ def test_a_run_that_diverged_ends_in_the_same_message_again(
   config = tiny.config(tmp_path, learning_rate=1e30)
   messages = []
   for _ in range(2):
-    with pytest.raises(loop.NonFiniteError) as caught:
+    with pytest.raises(NonFiniteError) as caught:
       tiny.train(config)
     messages.append(str(caught.value))
   assert messages[0] == messages[1]
