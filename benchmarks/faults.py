@@ -78,7 +78,8 @@ class Child:
 
   def __init__(self, run_dir: pathlib.Path, flags: list[str]):
     self.run_dir = run_dir
-    self.left_over = set(self.torn())
+    # What an earlier start left there says nothing of this one.
+    self.left_over = {*self.torn(), *self.newest_lines()}
     self.started = time.monotonic()
     self.lines: list[str] = []
     self._process = subprocess.Popen(
@@ -102,6 +103,15 @@ class Child:
         "*.orbax-checkpoint-tmp"
       )
     ]
+
+  def newest_lines(self) -> list[tuple[str, bytes]]:
+    """The last line of each metrics.jsonl, beside whose it is."""
+    found = []
+    for part in ("", run_directory.SOLO):
+      metrics = self.run_dir / part / run_directory.METRICS
+      lines = metrics.read_bytes().splitlines() if metrics.exists() else []
+      found += [(part, line) for line in lines[-1:]]
+    return found
 
   @property
   def runs(self) -> bool:
@@ -140,12 +150,8 @@ def _saving(child: Child) -> bool:
 
 
 def _evaluating(child: Child) -> bool:
-  for part in ("", run_directory.SOLO):
-    metrics = child.run_dir / part / run_directory.METRICS
-    lines = metrics.read_bytes().splitlines() if metrics.exists() else []
-    if lines and b'"kind": "epoch"' in lines[-1]:
-      return True
-  return False
+  new = set(child.newest_lines()) - child.left_over
+  return any(b'"kind": "epoch"' in line for _, line in new)
 
 
 def _reporting(child: Child) -> bool:

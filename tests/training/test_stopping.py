@@ -54,8 +54,14 @@ def test_without_a_signal_nothing_happens():
 
 
 IN_C = """
-import ctypes, signal, sys
+import ctypes, signal, sys, threading
 from ekd_jax.training import stopping
+usleep = ctypes.CDLL(None).usleep
+asleep = threading.Event()
+def tell():
+  asleep.wait()
+  print("in C", flush=True)
+threading.Thread(target=tell, daemon=True).start()
 with stopping.StopRequest() as stop:
   stop.saved = sys.argv[1] == "saved"
   stop.last_words = lambda: print("last words", flush=True)
@@ -63,8 +69,10 @@ with stopping.StopRequest() as stop:
   # XLA's compiler: usleep would return, so another thread gets the signal.
   if sys.argv[1] == "saved":
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
-  print("in C", flush=True)
-  while ctypes.CDLL(None).usleep(60_000_000) or True:
+  # This thread keeps Python's lock until it sleeps: only then is it told.
+  sys.setswitchinterval(1000)
+  asleep.set()
+  while usleep(60_000_000) or True:
     pass
 """
 
