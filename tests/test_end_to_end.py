@@ -30,8 +30,8 @@ VARIANTS = {
   "quick": (
     runs.EXPERIMENT,
     # As in runs.SMALL: of this training only the members alone are new.
-    "--quick --ratios .5 --epochs 2 --batch-size 32 --train-examples 110 "
-    "--learning-rate .1",
+    "--quick --ratios .5 --epochs 2 --batch-size 16 --train-examples 55 "
+    "--learning-rate .01",
   ),
   "seeds": (
     runs.EXPERIMENT,

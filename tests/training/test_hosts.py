@@ -8,7 +8,6 @@ import signal
 import socket
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -51,33 +50,10 @@ def _ended(processes, seconds=120):
   return found
 
 
-def _assert_close(run_a, run_b):
-  """The same training but for rounding, and the same work."""
-  a, b = (
-    {
-      (line["kind"], line["step"]): line
-      for line in run_directory.read_metrics(run)
-    }
-    for run in (run_a, run_b)
-  )
-  assert a.keys() == b.keys()
-  for where, line in a.items():
-    if where[0] == "step":
-      assert line["loss"] == pytest.approx(b[where]["loss"], rel=1e-4)
-    if where[0] == "test":
-      assert line["examples"] == b[where]["examples"] == 360
-  state_a, state_b = (runs.final_state(run)[0] for run in (run_a, run_b))
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-3),
-    state_a["method"]["params"],
-    state_b["method"]["params"],
-  )
-
-
 def test_two_processes_train_what_one_does(tmp_path, trained):
   (first, said, _), (second, said_by_second, _) = _ended(_pair(tmp_path))
   assert (first, second) == (0, 0)
-  _assert_close(tmp_path / "host_0" / "run", trained[4])
+  runs.assert_close(tmp_path / "host_0" / "run", trained[4])
   # Only the first speaks and writes.
   assert "waiting for 2 processes" in said
   assert "student_1" in said
@@ -120,7 +96,7 @@ def test_a_run_moves_between_one_process_and_two(tmp_path, trained):
     cwd=tmp_path / "host_0", devices=1,
   )  # fmt: skip
   assert "resuming at step" in runs.finish(again)
-  _assert_close(tmp_path / "host_0" / "run", trained[4])
+  runs.assert_close(tmp_path / "host_0" / "run", trained[4])
 
 
 @pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
@@ -145,7 +121,7 @@ def test_when_one_process_is_killed_the_others_end_and_the_run_resumes(
     assert "another task died" in err
   shown = runs.finish(_pair(tmp_path)[0])
   assert "resuming at step" in shown
-  _assert_close(tmp_path / "host_0" / "run", trained[4])
+  runs.assert_close(tmp_path / "host_0" / "run", trained[4])
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -3,8 +3,6 @@
 import json
 import shutil
 
-import jax
-import numpy as np
 import pytest
 
 from ekd_jax import run_directory
@@ -63,29 +61,26 @@ def test_a_real_run_goes_on_on_fewer_devices(resumed, trained):
   assert "resuming at step" in shown
   starts = run_directory.read_json(run_dir / "environment.json")["starts"]
   assert [len(start["devices"]) for start in starts] == [4, 1]
-  _assert_close(run_dir, trained[4])
+  runs.assert_close(run_dir, trained[4])
 
 
 def test_a_real_run_is_the_same_on_one_device_and_on_four(trained):
-  _assert_close(trained[1], trained[4])
-
-
-def _assert_close(run_a, run_b):
-  a, b = (
-    [m for m in run_directory.read_metrics(run) if m["kind"] == "step"]
-    for run in (run_a, run_b)
-  )
-  assert len(a) == len(b) == STEPS
-  for line_a, line_b in zip(a, b, strict=True):
-    assert line_a["loss"] == pytest.approx(line_b["loss"], rel=1e-3)
-  state_a, state_b = (runs.final_state(run)[0] for run in (run_a, run_b))
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-3),
-    state_a["method"]["params"],
-    state_b["method"]["params"],
-  )
+  runs.assert_close(trained[1], trained[4])
 
 
 def test_json_lines_hold_no_bare_nan(trained):
   for line in (trained[4] / "metrics.jsonl").read_text().splitlines():
     json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 8])
+def test_a_real_run_is_the_same_on_other_numbers_of_devices(
+  devices, tmp_path, trained
+):
+  runs.python(
+    *(runs.EXPERIMENT, *runs.SMALL, "--run-dir", "run"),
+    cwd=tmp_path,
+    devices=devices,
+  )
+  runs.assert_close(tmp_path / "run", trained[1])
