@@ -117,7 +117,8 @@ def _forward(
   y = normalize_relu(
     centered, residual, scale, bias, first, var, relu, channel_axis
   ).astype(x.dtype)
-  y = _compute_once(y, var, channel_axis)
+  # The same condition as above, so that it is computed once too.
+  y = _compute_once(y, center, channel_axis)
   # Whichever of the two is in memory anyway (as a rounded copy in bfloat16).
   kept = centered.astype(x.dtype) if channel_axis == 0 else x
   saved = kept, center, residual is None, y, scale, first, var

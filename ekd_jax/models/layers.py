@@ -98,6 +98,15 @@ def _like(maps: Maps, values: jax.Array) -> Maps:
   return BatchLast(values) if isinstance(maps, BatchLast) else values
 
 
+# A deep network has hundreds of layers of a few shapes. As programs within the
+# program each shape is traced, differentiated and lowered once; XLA puts them
+# back in line.
+_split_convolution = jax.jit(split.convolution, static_argnums=(2, 3))
+_batch_norm_relu = jax.jit(
+  batch_norm.batch_norm_relu, static_argnums=(5, 6, 7, 8)
+)
+
+
 def _convolve(
   maps: Maps, kernel: jax.Array, stride: int, remat: bool = False
 ) -> Maps:
@@ -107,7 +116,7 @@ def _convolve(
   networks pad on both, as torch does.
   """
   if isinstance(maps, BatchLast):
-    return BatchLast(split.convolution(maps.values, kernel, stride, remat))
+    return BatchLast(_split_convolution(maps.values, kernel, stride, remat))
   pad = (kernel.shape[0] - 1) // 2
   return jax.lax.conv_general_dilated(
     maps,
@@ -268,7 +277,7 @@ class BatchNormReLU(nn.Module):
           *inputs, mean.value, var.value, self.relu, axis
         ),
       )
-    y, batch_mean, batch_var = batch_norm.batch_norm_relu(
+    y, batch_mean, batch_var = _batch_norm_relu(
       *inputs, mean.value, self.axis_name, self.relu, axis, self.keep_gradient
     )
     for running, batch in ((mean, batch_mean), (var, batch_var)):

@@ -16,7 +16,7 @@ import pytest
 from ekd_jax import build, data
 from ekd_jax import config as configs
 from ekd_jax.models import layers
-from ekd_jax.training import parallel, step
+from ekd_jax.training import optimizers, parallel, step
 from tests.models import formulations
 from tests.reference import resnet as reference
 
@@ -194,6 +194,41 @@ def test_stacking_shifted_maps_again_takes_less_memory():
   ]
   # Deep networks come to a half; this one has little between its ends.
   assert scratch[0] < 0.7 * scratch[1]
+
+
+@pytest.mark.parametrize("formulation", formulations.NAMES)
+def test_equal_layers_are_traced_and_lowered_once(formulation):
+  """Twice as many equal blocks are calls of the same functions."""
+
+  def functions(depth):
+    own = program(formulation, jax.devices()[:1], depth=depth, scan="off")
+    lowered = own.train_step.lower(own.state, own.examples, own.order)
+    names = re.findall(r"func\.func private @([a-z_]+)", lowered.as_text())
+    return sorted(name.strip("_") for name in names)
+
+  found = functions(14)
+  assert found.count("batch_norm_relu") > 0
+  assert (found.count("convolution") > 0) == (formulation == "split")
+  assert functions(20) == found
+
+
+def test_the_learning_rate_is_computed_once_for_all_parameters():
+  """By its last operation, which XLA does not repeat for each of them."""
+  optimizer = optimizers.nesterov_sgd(
+    optimizers.step_schedule(
+      0.1, drops=(0.5, 0.75), drop_factor=0.1, total_steps=100
+    ),
+    momentum=0.9,
+    weight_decay=1e-4,
+    adapter_multiplier=0.5,
+  )
+  params = {"stem": [jnp.ones(size) for size in (5, 6, 7)]}
+  lowered = jax.jit(optimizer.update).lower(
+    params, optimizer.init(params), params
+  )
+  found = operations(lowered.compile().as_text())
+  comparisons_with_both_drops = found.count(("compare", (2,)))
+  assert comparisons_with_both_drops == 1
 
 
 @pytest.mark.parametrize("formulation", formulations.NAMES)
