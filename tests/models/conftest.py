@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ekd_jax.models import batch_norm
+from ekd_jax.models import batch_norm, layers
 from tests.models import formulations
 
 OPTION = "jax_disable_most_optimizations"
@@ -34,7 +34,7 @@ def smooth(monkeypatch):
   rounding. What the ReLU does is tested layer by layer.
   """
   in_training, in_evaluation = (
-    batch_norm.batch_norm_relu,
+    layers._batch_norm_relu,
     batch_norm.normalize_relu,
   )
 
@@ -48,5 +48,5 @@ def smooth(monkeypatch):
     y = in_evaluation(*args, False, channel_axis)
     return jnp.tanh(y) if relu else y
 
-  monkeypatch.setattr(batch_norm, "batch_norm_relu", smooth_in_training)
+  monkeypatch.setattr(layers, "_batch_norm_relu", smooth_in_training)
   monkeypatch.setattr(batch_norm, "normalize_relu", smooth_in_evaluation)
