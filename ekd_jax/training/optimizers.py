@@ -42,8 +42,8 @@ def step_schedule(
     step = max(1, round(drop * total_steps))
     factors[step] = factors.get(step, 1.0) * drop_factor
   # optax.piecewise_constant_schedule has no product in the end, and XLA for
-  # CPUs then computes it anew in the update of every parameter: a fifth of all
-  # the instructions of a deep network's step, and of the time to load them.
+  # CPUs then computes it anew in the update of every parameter: an eighth of
+  # all the instructions of a deep network's step.
   steps = np.asarray(list(factors), np.int32)
   values = np.asarray(list(factors.values()), np.float32)
   return lambda step: (
