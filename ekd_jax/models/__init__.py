@@ -7,4 +7,5 @@ module that a student is when it is taken alone.
 
 from ekd_jax.models.network import Network as Network
 from ekd_jax.models.network import Outputs as Outputs
+from ekd_jax.models.own import OwnFamily as OwnFamily
 from ekd_jax.models.resnet import CifarResNet as CifarResNet

@@ -5,7 +5,7 @@ automatic differentiation keeps more maps and passes over them more often. This
 needs only what came out and what went in, or that less a constant per channel.
 
 Both layouts of maps are served: channels last, [N, H, W, C], and batch last,
-[C, H, W, N], that of CPUs, where `_compute_once` says what goes to memory.
+[C, H, W, N], that of CPUs, where `once.compute_once` says what goes to memory.
 """
 
 import functools
@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ekd_jax.models.once import compute_once
 
 # As torch's BatchNorm, which the published recipe was run with: the running
 # value keeps 0.9 of itself at every step.
@@ -104,7 +106,7 @@ def _forward(
   # With the batch last nothing else uses x, so the compiler subtracts where it
   # adds up the convolution before, and one pass over the maps less is left.
   centered = x.astype(jnp.float32) - _per_channel(center, channel_axis)
-  centered = _compute_once(centered, center, channel_axis)
+  centered = _once(centered, center, channel_axis)
   # Both travel in one all-reduce; centring at the mean would need two, one
   # after the other.
   first, second = _global(
@@ -118,7 +120,7 @@ def _forward(
     centered, residual, scale, bias, first, var, relu, channel_axis
   ).astype(x.dtype)
   # The same condition as above, so that it is computed once too.
-  y = _compute_once(y, center, channel_axis)
+  y = _once(y, center, channel_axis)
   # Whichever of the two is in memory anyway (as a rounded copy in bfloat16).
   kept = centered.astype(x.dtype) if channel_axis == 0 else x
   saved = kept, center, residual is None, y, scale, first, var
@@ -159,7 +161,7 @@ def _backward(
   )
   d_x = d_x.astype(dtype)
   if keep_gradient:
-    d_x = _compute_once(d_x, var, channel_axis)
+    d_x = _once(d_x, var, channel_axis)
   d_residual = None if no_residual else gradient.astype(dtype)
   return d_x, d_residual, d_scale, d_bias, None
 
@@ -167,29 +169,11 @@ def _backward(
 batch_norm_relu.defvjp(_forward, _backward)
 
 
-def _compute_once(
+def _once(
   maps: jax.Array, statistic: jax.Array, channel_axis: int
 ) -> jax.Array:
-  """The maps; keeps the compiler from computing them in every use of them.
-
-  XLA for CPUs copies elementwise work into whatever uses it. Before a
-  convolution, which stacks shifted copies, that is three times; along residual
-  sums it is the sums of all the blocks before. It would also copy across
-  `optimization_barrier`, but not into or out of a loop. This one never runs,
-  because no square is below -1. The compiler must not find that out, so it is
-  not a square below 0, which it could simplify; and the body changes the maps,
-  because a loop that hands them through is removed.
-
-  Only in the layout of CPUs; elsewhere copying the work is right.
-  """
-  if channel_axis != 0:
-    return maps
-  never = jnp.square(statistic[0]) < -1
-  return jax.lax.while_loop(
-    lambda carry: carry[1],
-    lambda carry: (-carry[0], jnp.zeros_like(carry[1])),
-    (maps, never),
-  )[0]
+  """`compute_once` in the layout of CPUs; elsewhere copying work is right."""
+  return compute_once(maps, statistic[0]) if channel_axis == 0 else maps
 
 
 def _global(

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ekd_jax.models import batch_norm, split
+from ekd_jax.models import batch_norm, once, split
 
 # --- maps ------------------------------------------------------------------
 
@@ -94,6 +94,16 @@ def _channel_axis(maps: Maps) -> int:
   return 0 if isinstance(maps, BatchLast) else 3
 
 
+def _sides(maps: Maps) -> tuple[int, int]:
+  """H and W, which are the middle axes in both layouts."""
+  return _values(maps).shape[1:3]
+
+
+def _cut(maps: Maps, height: int, breadth: int) -> Maps:
+  """The first rows and columns."""
+  return _like(maps, _values(maps)[:, :height, :breadth])
+
+
 def _like(maps: Maps, values: jax.Array) -> Maps:
   return BatchLast(values) if isinstance(maps, BatchLast) else values
 
@@ -101,29 +111,49 @@ def _like(maps: Maps, values: jax.Array) -> Maps:
 # A deep network has hundreds of layers of a few shapes. As programs within the
 # program each shape is traced, differentiated and lowered once; XLA puts them
 # back in line.
-_split_convolution = jax.jit(split.convolution, static_argnums=(2, 3))
+_split_convolution = jax.jit(split.convolution, static_argnums=(2, 3, 4))
+_split_grouped = jax.jit(split.grouped_convolution, static_argnums=(2, 3, 4, 5))
+_split_depthwise = jax.jit(split.depthwise_convolution, static_argnums=(2, 3))
 _batch_norm_relu = jax.jit(
   batch_norm.batch_norm_relu, static_argnums=(5, 6, 7, 8)
 )
 
 
 def _convolve(
-  maps: Maps, kernel: jax.Array, stride: int, remat: bool = False
+  maps: Maps,
+  kernel: jax.Array,
+  *,
+  stride: int = 1,
+  groups: int = 1,
+  pad: int | None = None,
+  remat: bool = False,
 ) -> Maps:
-  """With a kernel of the maps' type, padded (size - 1) // 2 on all sides.
+  """With a kernel of the maps' type: ceil(H / stride) rows, whatever the pad.
 
-  "SAME" would pad stride-2 convolutions on one side only; the published
-  networks pad on both, as torch does.
+  `pad` zeros come before the first row and column, (size - 1) // 2 by default.
+  "SAME" would put those of a stride-2 convolution at the end only; the
+  published networks pad on both sides, as torch does.
   """
+  size = len(kernel)
+  pad = (size - 1) // 2 if pad is None else pad
   if isinstance(maps, BatchLast):
-    return BatchLast(_split_convolution(maps.values, kernel, stride, remat))
-  pad = (kernel.shape[0] - 1) // 2
+    x = maps.values
+    if groups == 1:
+      return BatchLast(_split_convolution(x, kernel, stride, pad, remat))
+    if groups == len(x) == kernel.shape[-1]:
+      return BatchLast(_split_depthwise(x, kernel, stride, pad))
+    return BatchLast(_split_grouped(x, kernel, groups, stride, pad, remat))
+
+  def after(length: int) -> int:
+    return (-(-length // stride) - 1) * stride + size - pad - length
+
   return jax.lax.conv_general_dilated(
     maps,
     kernel,
     window_strides=(stride, stride),
-    padding=((pad, pad), (pad, pad)),
+    padding=tuple((pad, after(length)) for length in maps.shape[1:3]),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
   )
 
 
@@ -146,9 +176,22 @@ def xavier_normal(
   )
 
 
-def fan_in_uniform(fan_in: int) -> Initializer:
-  """Uniform in +-1/sqrt(fan_in): torch's default for biases."""
-  bound = fan_in**-0.5
+def fan_out_normal(
+  rng: jax.Array, shape: Sequence[int], dtype: jnp.dtype
+) -> jax.Array:
+  """Normal with variance 2 / fan_out, kernel area included (He et al. 2015).
+
+  As torch, which does not divide the fan of a grouped kernel by the groups.
+  """
+  deviation = math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1]))
+  return _draw_on_host(
+    rng, shape, dtype, lambda source: source.normal(0, deviation, shape)
+  )
+
+
+def uniform(fan: int) -> Initializer:
+  """Uniform in +-1/sqrt(fan); with the fan in it is torch's default."""
+  bound = fan**-0.5
 
   def init(rng: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
     return _draw_on_host(
@@ -187,15 +230,15 @@ def _constant(value: float) -> Initializer:
   return init
 
 
-_zeros = _constant(0.0)
-_ones = _constant(1.0)
+zeros = _constant(0.0)
+ones = _constant(1.0)
 
 
 # --- layers ----------------------------------------------------------------
 
 
 class Convolution(nn.Module):
-  """A square convolution with torch's symmetric padding and no bias.
+  """A square convolution without bias, padded by torch's or TF's custom.
 
   Attributes:
     channels: output channels.
@@ -203,7 +246,11 @@ class Convolution(nn.Module):
     stride: step in both directions.
     dtype: compute dtype of the result.
     remat: whether less is kept for the gradient, see `split.convolution`; no
-      effect in the lax formulation.
+      effect on a lax convolution, see `Computation.run`.
+    groups: how many equal groups of channels are convolved by themselves.
+    padding: "even" is (size - 1) / 2 zeros on all sides; "late" size - stride
+      of them, of an odd number one more after than before (EfficientNet).
+    kernel_init: how the kernel is drawn.
   """
 
   channels: int
@@ -211,16 +258,35 @@ class Convolution(nn.Module):
   stride: int = 1
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  groups: int = 1
+  padding: Literal["even", "late"] = "even"
+  kernel_init: Initializer = xavier_normal
 
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
-    """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), channels]."""
+    """[N, H, W, C] -> [N, H', W', channels].
+
+    H' is ceil(H / stride), with "late" padding floor(H / stride).
+    """
     if self.size % 2 == 0:
       raise ValueError(f"size is {self.size}: a kernel has an odd side")
-    shape = (self.size, self.size, channels(x), self.channels)
-    kernel = self.param("kernel", xavier_normal, shape, jnp.float32)
+    inputs = channels(x) // self.groups
+    shape = (self.size, self.size, inputs, self.channels)
+    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
     x = _like(x, _values(x).astype(self.dtype))
-    return _convolve(x, kernel.astype(self.dtype), self.stride, self.remat)
+    late = self.padding == "late"
+    y = _convolve(
+      x,
+      kernel.astype(self.dtype),
+      stride=self.stride,
+      groups=self.groups,
+      pad=max(self.size - self.stride, 0) // 2 if late else None,
+      remat=self.remat,
+    )
+    if not late:
+      return y
+    height, breadth = _sides(x)
+    return _cut(y, height // self.stride, breadth // self.stride)
 
 
 class BatchNormReLU(nn.Module):
@@ -259,8 +325,8 @@ class BatchNormReLU(nn.Module):
   ) -> Maps:
     """[N, H, W, C], optional residual of the same shape -> [N, H, W, C]."""
     shape = (channels(x),)
-    scale = self.param("scale", _ones, shape, jnp.float32)
-    bias = self.param("bias", _zeros, shape, jnp.float32)
+    scale = self.param("scale", ones, shape, jnp.float32)
+    bias = self.param("bias", zeros, shape, jnp.float32)
     mean = self.variable("batch_stats", "mean", np.zeros, shape, np.float32)
     var = self.variable("batch_stats", "var", np.ones, shape, np.float32)
     if self.is_initializing():  # Only shapes matter.
@@ -287,6 +353,59 @@ class BatchNormReLU(nn.Module):
     return _like(x, y)
 
 
+def swish(maps: Maps) -> Maps:
+  """x sigmoid(x), elementwise."""
+  if isinstance(maps, BatchLast):
+    return BatchLast(once.swish(maps.values))
+  return jax.nn.silu(maps)
+
+
+def append(maps: Maps, new: Maps) -> Maps:
+  """Maps of equal sides, the channels of `new` after those of `maps`.
+
+  For layers that all go on using what the ones before them made: in the
+  layout of CPUs the new maps, and the gradient of all of them, are computed
+  once and not again in each of those.
+  """
+  old, new = _values(maps), _values(new)
+  if not isinstance(maps, BatchLast):
+    return jnp.concatenate([old, new], 3)
+  return BatchLast(once.keep_gradient(jnp.concatenate([old, once.keep(new)])))
+
+
+def add(a: Maps, b: Maps) -> Maps:
+  """The sum of maps of the same shape."""
+  return _like(a, _values(a) + _values(b))
+
+
+def average_pool(maps: Maps) -> Maps:
+  """Means of squares of 2 x 2; an odd last row or column is left out."""
+  height, breadth = (side // 2 for side in _sides(maps))
+  values = _values(_cut(maps, 2 * height, 2 * breadth))
+  first, *_, last = values.shape
+  squares = values.reshape(first, height, 2, breadth, 2, last)
+  means = squares.mean((2, 4), dtype=jnp.float32)
+  return _like(maps, means.astype(values.dtype))
+
+
+def max_pool(maps: Maps) -> Maps:
+  """Largest of 3 x 3 at every second place, one row of padding around.
+
+  [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C], as ResNets begin on large
+  images.
+  """
+  values = _values(maps)
+  if not isinstance(maps, BatchLast):
+    # A constant of NumPy: with one of JAX there is no gradient.
+    lowest = np.array(-np.inf, values.dtype)
+    pads = [(0, 0), *((1, side % 2) for side in _sides(maps)), (0, 0)]
+    return jax.lax.reduce_window(
+      values, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads
+    )
+  # The gradient of reduce_window takes most of a step on a CPU.
+  return BatchLast(split.max_pool(values))
+
+
 class GlobalAveragePool(nn.Module):
   """The mean of each map, in float32: [N, H, W, C] -> [N, C]."""
 
@@ -300,19 +419,109 @@ class Dense(nn.Module):
 
   Attributes:
     channels: size of the output.
+    kernel_init: how the kernel is drawn.
+    bias_init: how the bias is drawn; None for uniform in +-1/sqrt(C).
   """
 
   channels: int
+  kernel_init: Initializer = xavier_normal
+  bias_init: Initializer | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     fan_in = x.shape[-1]
     shape = (fan_in, self.channels)
-    kernel = self.param("kernel", xavier_normal, shape, jnp.float32)
+    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
     bias = self.param(
-      "bias", fan_in_uniform(fan_in), (self.channels,), jnp.float32
+      "bias", self.bias_init or uniform(fan_in), (self.channels,), jnp.float32
     )
     return x.astype(jnp.float32) @ kernel + bias
+
+
+class SqueezeExcite(nn.Module):
+  """Scales each map by a gate computed from the means of all of them.
+
+  Hu et al. 2018, with swish inside as in EfficientNet.
+
+  Attributes:
+    hidden: channels between the two dense layers.
+  """
+
+  hidden: int
+
+  @nn.compact
+  def __call__(self, x: Maps) -> Maps:
+    means = GlobalAveragePool()(x)
+    inits = {"kernel_init": fan_out_normal, "bias_init": zeros}
+    hidden = jax.nn.silu(Dense(self.hidden, name="reduce", **inits)(means))
+    gate = Dense(channels(x), name="expand", **inits)(hidden)
+    gate = jax.nn.sigmoid(gate).astype(_values(x).dtype)
+    if isinstance(x, BatchLast):
+      return BatchLast(x.values * gate.T[:, None, None, :])
+    return x * gate[:, None, None, :]
+
+
+class Dropout(nn.Module):
+  """Zeroes random elements of [N, C], and divides the others to keep the mean.
+
+  The mask is drawn for the global batch, of which each device takes its rows:
+  it does not depend on the number of devices. Takes the random stream
+  "dropout" in training.
+
+  Attributes:
+    rate: what part is zeroed, in [0, 1).
+    axis_name: the device axis of the step, or None.
+  """
+
+  rate: float
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """[N, C] -> [N, C]."""
+    if not train or self.rate == 0 or self.is_initializing():
+      return x
+    kept = _keep(self.make_rng("dropout"), self.rate, x.shape, self.axis_name)
+    return x * kept
+
+
+class DropConnect(nn.Module):
+  """Drops whole images from a residual branch (stochastic depth).
+
+  See `Dropout`, whose attributes it has.
+  """
+
+  rate: float
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: Maps, *, train: bool) -> Maps:
+    """[N, H, W, C] -> [N, H, W, C]."""
+    if not train or self.rate == 0 or self.is_initializing():
+      return x
+    values = _values(x)
+    axis = 3 if isinstance(x, BatchLast) else 0
+    shape = [1, 1, 1, 1]
+    shape[axis] = values.shape[axis]
+    kept = _keep(
+      self.make_rng("dropout"), self.rate, (shape[axis],), self.axis_name
+    )
+    return _like(x, values * kept.reshape(shape).astype(values.dtype))
+
+
+def _keep(
+  rng: jax.Array, rate: float, shape: tuple[int, ...], axis_name: str | None
+) -> jax.Array:
+  """This device's rows of 0 (with probability `rate`) and 1 / (1 - rate)."""
+  rows, *rest = shape
+  devices, index = 1, 0
+  if axis_name is not None:
+    devices = jax.lax.axis_size(axis_name)
+    index = jax.lax.axis_index(axis_name)
+  kept = jax.random.bernoulli(rng, 1 - rate, (devices * rows, *rest))
+  if devices > 1:
+    kept = jax.lax.dynamic_slice_in_dim(kept, index * rows, rows)
+  return kept.astype(jnp.float32) / (1 - rate)
 
 
 class Adapter(nn.Module):
@@ -332,12 +541,12 @@ class Adapter(nn.Module):
   def __call__(self, x: Maps) -> Maps:
     """[N, H, W, C] -> [N, H, W, channels]."""
     fan_in = channels(x)
-    init = fan_in_uniform(fan_in)
+    init = uniform(fan_in)
     shape = (1, 1, fan_in, self.channels)
     kernel = self.param("kernel", init, shape, jnp.float32)
     bias = self.param("bias", init, (self.channels,), jnp.float32)
     dtype = _values(x).dtype
-    y = _convolve(x, kernel.astype(dtype), stride=1)
+    y = _convolve(x, kernel.astype(dtype))
     shape = [1, 1, 1, 1]
     shape[_channel_axis(x)] = self.channels
     return _like(x, _values(y) + bias.astype(dtype).reshape(shape))

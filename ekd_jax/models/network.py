@@ -2,7 +2,7 @@
 
 Splitting a network in two is what lets S students share their first layers:
 the stem runs once, its output feeds every branch. A family of networks is
-anything with these members, see `Family` and `resnet.CifarResNet`:
+anything with these members, see `Family`; the built-in ones are in `families`:
 
     stem() -> module           images [N, H, W, C] -> hidden maps
     branch(width) -> module    hidden maps -> Outputs
@@ -41,6 +41,7 @@ class Family(Protocol):
     name: what reports call the full-width network, such as "resnet110".
     feature_channels: channels of the compared blocks at full width; what
       adapters map thinner students' features to.
+    smallest_side: of the images that it can take, in pixels.
   """
 
   @property
@@ -48,6 +49,9 @@ class Family(Protocol):
 
   @property
   def feature_channels(self) -> tuple[int, ...]: ...
+
+  @property
+  def smallest_side(self) -> int: ...
 
   def stem(self) -> nn.Module: ...
 
@@ -96,6 +100,7 @@ def apply_network(
   inputs: jax.Array,
   *,
   train: bool,
+  rng: jax.Array | None = None,
 ) -> tuple[Any, Any]:
   """Runs a stem, a branch or a network with its running statistics.
 
@@ -104,7 +109,10 @@ def apply_network(
     params: its parameters.
     batch_stats: its running statistics.
     inputs: what it takes.
-    train: whether batch norm uses (and updates) batch statistics.
+    train: whether batch norm uses (and updates) batch statistics, and dropout
+      drops.
+    rng: key of what is random in training, the same on every device; may be
+      None for a network without dropout.
 
   Returns:
     Its output, and the running statistics afterwards.
@@ -113,9 +121,13 @@ def apply_network(
   if not train:
     return module.apply(variables, inputs, train=False), batch_stats
   outputs, changed = module.apply(
-    variables, inputs, train=True, mutable=["batch_stats"]
+    variables,
+    inputs,
+    train=True,
+    mutable=["batch_stats"],
+    rngs=None if rng is None else {"dropout": rng},
   )
-  return outputs, changed["batch_stats"]
+  return outputs, changed.get("batch_stats", {})
 
 
 def init_network(
@@ -138,7 +150,7 @@ def init_network(
     ),
     [(leaf.shape, leaf.dtype) for leaf in leaves],
   )
-  return variables, outputs
+  return {"batch_stats": {}, **variables}, outputs
 
 
 Scan = Literal["auto", "on", "off"]

@@ -33,16 +33,18 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolution(
-  x: jax.Array, kernel: jax.Array, stride: int, remat: bool
+  x: jax.Array, kernel: jax.Array, stride: int, pad: int, remat: bool
 ) -> jax.Array:
-  """A square convolution, padded by (size - 1) / 2 on all sides.
+  """A square convolution with as many outputs as strides fit into the maps.
 
   Args:
     x: maps [C, H, W, N].
     kernel: [size, size, C, O] of the same type, size odd.
     stride: step in both directions.
+    pad: zeros before the first row and column; after the last there are as
+      many as the last output needs.
     remat: whether P, which is `size` times x, is rebuilt for the gradient
       indeed. It halves the scratch memory of a ResNet's step, which takes 5
       to 10 % longer.
@@ -53,9 +55,10 @@ def convolution(
   del remat
   size, _, _, outputs = kernel.shape
   shifted = []
-  for first, phase, offset in _tap_groups(size, stride):
+  zero = jnp.zeros((), x.dtype)
+  for first, phase, offset in _tap_groups(size, stride, pad):
     rows = kernel[first::stride]
-    stacked = _stack_shifts(x, phase, size, stride, jnp.zeros((), x.dtype))
+    stacked = _stack_shifts(x, phase, size, stride, pad, zero)
     products = _matrix(rows) @ _flat(stacked)
     products = products.reshape(len(rows), outputs, *stacked.shape[1:])
     shifted += [
@@ -65,13 +68,14 @@ def convolution(
 
 
 def _forward(
-  x: jax.Array, kernel: jax.Array, stride: int, remat: bool
+  x: jax.Array, kernel: jax.Array, stride: int, pad: int, remat: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return convolution(x, kernel, stride, remat), (x, kernel)
+  return convolution(x, kernel, stride, pad, remat), (x, kernel)
 
 
 def _backward(
   stride: int,
+  pad: int,
   remat: bool,
   saved: tuple[jax.Array, jax.Array],
   gradient: jax.Array,
@@ -80,24 +84,25 @@ def _backward(
   zero = jnp.zeros((), x.dtype)
   if remat:
     # Zero, which XLA cannot know before there is a gradient: so this P is not
-    # the one of the forward pass. As in `batch_norm._compute_once`.
+    # the one of the forward pass. As in `once.compute_once`.
     zero = (jnp.square(gradient[0, 0, 0, 0]) < -1).astype(x.dtype)
   size, _, inputs, outputs = kernel.shape
   d_rows = [None] * size
   d_phases = [jnp.zeros((), x.dtype)] * stride**2
-  for first, phase, offset in _tap_groups(size, stride):
+  groups = _tap_groups(size, stride, pad)
+  for first, phase, offset in groups:
     rows = kernel[first::stride]
     spread = jnp.concatenate(
       [_shift(gradient, 1, -offset - row) for row in range(len(rows))]
     )
-    stacked = _stack_shifts(x, phase, size, stride, zero)
+    stacked = _stack_shifts(x, phase, size, stride, pad, zero)
     d_matrix = jax.lax.dot_general(
       _flat(spread), _flat(stacked), (((1,), (1,)), ((), ()))
     )
     d_rows[first::stride] = d_matrix.reshape(len(rows), outputs, size, inputs)
     d_stacked = _matrix(rows).T @ _flat(spread)
     d_stacked = d_stacked.reshape(size, inputs, *spread.shape[1:])
-    for first_column, column_phase, column_offset in _tap_groups(size, stride):
+    for first_column, column_phase, column_offset in groups:
       d_phases[phase * stride + column_phase] = sum(
         _shift(d_stacked[column], 2, -column_offset - index)
         for index, column in enumerate(range(first_column, size, stride))
@@ -110,7 +115,90 @@ def _backward(
 convolution.defvjp(_forward, _backward)
 
 
-def _tap_groups(size: int, stride: int) -> list[tuple[int, int, int]]:
+def grouped_convolution(
+  x: jax.Array,
+  kernel: jax.Array,
+  groups: int,
+  stride: int,
+  pad: int,
+  remat: bool,
+) -> jax.Array:
+  """`convolution` of each of `groups` equal groups of channels by itself.
+
+  Args:
+    x: maps [C, H, W, N].
+    kernel: [size, size, C / groups, O]; group g makes the outputs
+      g O / groups, ... of O.
+    groups: a divisor of C and O.
+    stride: see `convolution`.
+    pad: see `convolution`.
+    remat: see `convolution`.
+
+  Returns:
+    Maps [O, ceil(H / stride), ceil(W / stride), N].
+  """
+  size, _, inputs, outputs = kernel.shape
+  kernels = kernel.reshape(size, size, inputs, groups, outputs // groups)
+  y = jax.vmap(
+    lambda x, kernel: convolution(x, kernel, stride, pad, remat),
+    in_axes=(0, 3),
+  )(x.reshape(groups, inputs, *x.shape[1:]), kernels)
+  return y.reshape(outputs, *y.shape[2:])
+
+
+def depthwise_convolution(
+  x: jax.Array, kernel: jax.Array, stride: int, pad: int
+) -> jax.Array:
+  """Every channel with a kernel of its own: nothing there for a matmul to do.
+
+  Args:
+    x: maps [C, H, W, N].
+    kernel: [size, size, 1, C].
+    stride: see `convolution`.
+    pad: see `convolution`.
+
+  Returns:
+    Maps [C, ceil(H / stride), ceil(W / stride), N].
+  """
+  size = len(kernel)
+  _, height, width, _ = x.shape
+  counts = -(-height // stride), -(-width // stride)
+  zero = jnp.zeros((), x.dtype)
+  rows = [
+    _window(x, 1, row - pad, stride, counts[0], zero) for row in range(size)
+  ]
+  return sum(
+    _window(rows[row], 2, column - pad, stride, counts[1], zero)
+    * kernel[row, column, 0][:, None, None, None]
+    for row in range(size)
+    for column in range(size)
+  )
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+  """The largest of 3 x 3 at every second place, one row of padding around.
+
+  Where several are equal they share the gradient; torch gives it to one of
+  them. After a ReLU that is no difference: equal ones are 0, where its own
+  gradient is 0.
+
+  Args:
+    x: maps [C, H, W, N].
+
+  Returns:
+    Maps [C, ceil(H / 2), ceil(W / 2), N].
+  """
+  lowest = jnp.array(-jnp.inf, x.dtype)
+  for axis in (1, 2):
+    count = -(-x.shape[axis] // 2)
+    taps = [_window(x, axis, tap - 1, 2, count, lowest) for tap in range(3)]
+    x = functools.reduce(jnp.maximum, taps)
+  return x
+
+
+def _tap_groups(
+  size: int, stride: int, pad: int
+) -> list[tuple[int, int, int]]:
   """The taps of a kernel by the phase of the rows (or columns) they meet.
 
   Tap t of output i meets x[stride i + t - pad]. The taps first, first + stride,
@@ -122,7 +210,7 @@ def _tap_groups(size: int, stride: int) -> list[tuple[int, int, int]]:
   """
   groups = []
   for first in range(min(size, stride)):
-    offset, phase = divmod(first - (size - 1) // 2, stride)
+    offset, phase = divmod(first - pad, stride)
     groups.append((first, phase, offset))
   return groups
 
@@ -138,14 +226,13 @@ def _flat(maps: jax.Array) -> jax.Array:
 
 
 def _stack_shifts(
-  x: jax.Array, phase: int, size: int, stride: int, zero: jax.Array
+  x: jax.Array, phase: int, size: int, stride: int, pad: int, zero: jax.Array
 ) -> jax.Array:
   """The rows of one phase: -> [size C, ceil(H / stride), ceil(W / stride), N].
 
   [tap C + c, i, j] is x[c, stride i + phase, stride j + tap - pad], or `zero`.
   """
   _, height, width, _ = x.shape
-  pad = (size - 1) // 2
   x = _window(x, 1, phase, stride, -(-height // stride), zero)
   columns = -(-width // stride)
   return jnp.concatenate(

@@ -35,7 +35,12 @@ HYPER = {
 
 def family(axis_name=AXIS_NAME, dtype=jnp.float32, formulation="lax"):
   """ResNet-8 on 8x8 images."""
-  return CifarResNet(8, CLASSES, IMAGE_SHAPE, axis_name, dtype, formulation)
+  return CifarResNet(
+    *(8, CLASSES, IMAGE_SHAPE),
+    axis_name=axis_name,
+    dtype=dtype,
+    formulation=formulation,
+  )
 
 
 def members(*widths):

@@ -24,6 +24,42 @@ def convolution(x, kernel, stride=1):
   return out
 
 
+def padded_convolution(x, kernel, stride, before, after, groups=1):
+  """A convolution in groups with any padding, from the definition."""
+  x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+  pads = ((0, 0), (before, after), (before, after), (0, 0))
+  padded = np.pad(x, pads)
+  size, _, inputs, outputs = kernel.shape
+  rows = (padded.shape[1] - size) // stride + 1
+  columns = (padded.shape[2] - size) // stride + 1
+  out = np.zeros((len(x), rows, columns, outputs))
+  per_group = outputs // groups
+  for o in range(outputs):
+    group = o // per_group
+    own = padded[..., group * inputs : (group + 1) * inputs]
+    for r in range(rows):
+      for c in range(columns):
+        top, left = r * stride, c * stride
+        window = own[:, top : top + size, left : left + size]
+        out[:, r, c, o] = (window * kernel[..., o]).sum((1, 2, 3))
+  return out
+
+
+def pool(x, size, stride, pad, reduce, filling):
+  """What `reduce` makes of every window, [N, H, W, C]."""
+  pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+  padded = np.pad(np.asarray(x, np.float64), pads, constant_values=filling)
+  rows = (padded.shape[1] - size) // stride + 1
+  columns = (padded.shape[2] - size) // stride + 1
+  out = np.zeros((len(x), rows, columns, x.shape[3]))
+  for r in range(rows):
+    for c in range(columns):
+      top, left = r * stride, c * stride
+      window = padded[:, top : top + size, left : left + size]
+      out[:, r, c] = reduce(window, axis=(1, 2))
+  return out
+
+
 def convolution_gradients(x, kernel, cotangent, stride=1):
   """Gradients of sum(cotangent * convolution(x, kernel, stride)).
 
