@@ -1,11 +1,12 @@
 """Where examples come from, how they are augmented, and in which order.
 
-A CIFAR-size set is 180 MB of uint8: it fits on every device whole. So there
-is no loader here, no worker and no queue. `load` gives plain NumPy arrays,
-the trainer puts them on the device once, and the compiled step picks its rows
-(`order`), crops, flips and normalises them (`augment`). The position in the
-data is then the step number and nothing else, which is what makes a resumed
-run continue exactly where it stopped.
+A CIFAR-size set is 180 MB of uint8: it fits on every device whole. So for
+these there is no loader, no worker and no queue. `load` gives plain NumPy
+arrays, the trainer puts them on the device once, and the compiled step picks
+its rows (`order`), crops, flips and normalises them (`augment`). Image folders
+and ImageNet are read by worker processes (`large`, `stream`). Either way the
+position in the data is the step number and nothing else, which is what makes a
+resumed run continue exactly where it stopped.
 
     info("cifar100")                      facts that need no data
     load("cifar100", "/data")             arrays
@@ -17,6 +18,7 @@ run continue exactly where it stopped.
 import importlib
 from typing import Any
 
+from ekd_jax.data import large, stream
 from ekd_jax.data.dataset import (
   Dataset,
   DatasetInfo,
@@ -25,17 +27,21 @@ from ekd_jax.data.dataset import (
   load,
   restrict,
 )
+from ekd_jax.data.large import LargeDataset
 
 __all__ = [
   "Dataset",
   "DatasetInfo",
+  "LargeDataset",
   "augment",
   "count_training_examples",
   "epoch_order",
   "info",
+  "large",
   "load",
   "order",
   "restrict",
+  "stream",
 ]
 
 

@@ -70,6 +70,17 @@ class Layout:
     sizes[self.test_file] = self.test_records * self.record_bytes
     return sizes
 
+  @property
+  def counts(self) -> dict[str, int]:
+    """Examples of each part."""
+    train = self.train_records * len(self.train_files)
+    return {"train": train, "test": self.test_records}
+
+  @property
+  def num_classes(self) -> int:
+    """Values of the label that is the class."""
+    return self.labels[-1][1]
+
 
 # Sizes and checksums are those TensorFlow Datasets holds its downloads to.
 LAYOUTS = {

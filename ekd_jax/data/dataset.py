@@ -13,7 +13,7 @@ import os
 
 import numpy as np
 
-from ekd_jax.data import cifar, digits, sources
+from ekd_jax.data import cifar, digits, sources, svhn
 from ekd_jax.errors import UserError
 
 
@@ -23,7 +23,8 @@ class DatasetInfo:
 
   Attributes:
     name: what the user types.
-    image_shape: (height, width, channels).
+    image_shape: (height, width, channels) of the stored images; of a streamed
+      set those of the views that its workers make.
     num_classes: labels run from 0 to num_classes - 1.
     train_examples: images in the whole training part.
     test_examples: images in the whole test part.
@@ -31,6 +32,9 @@ class DatasetInfo:
     std: per channel standard deviation, in the same unit.
     crop_padding: zero pixels added on each side before the random crop.
     flip: whether a mirrored image is still an image of its class.
+    side: height and width that the step enlarges stored images to before they
+      are cropped (and `crop_padding` is added); None leaves them as they are.
+    streamed: whether the images do not fit into memory, see `stream`.
   """
 
   name: str
@@ -42,6 +46,14 @@ class DatasetInfo:
   std: tuple[float, ...]
   crop_padding: int
   flip: bool
+  side: int | None = None
+  streamed: bool = False
+
+  @property
+  def input_shape(self) -> tuple[int, int, int]:
+    """(height, width, channels) of what the network is given."""
+    height, width, channels = self.image_shape
+    return (self.side or height, self.side or width, channels)
 
 
 # The CIFAR means and deviations are the published statistics of the training
@@ -49,6 +61,8 @@ class DatasetInfo:
 # CIFAR-10 deviations among them are the customary ones: means of per-image
 # deviations, smaller than that of all pixels together (.247, .243, .262).
 # Everybody's numbers depend on them, so they are kept.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 _INFO = {
   "cifar100": DatasetInfo(
     name="cifar100",
@@ -71,6 +85,46 @@ _INFO = {
     std=(0.2023, 0.1994, 0.2010),
     crop_padding=4,
     flip=True,
+  ),
+  # No flip: a mirrored digit is not a digit. Mean and deviation are the
+  # customary ones of the training images.
+  "svhn": DatasetInfo(
+    name="svhn",
+    image_shape=(32, 32, 3),
+    num_classes=svhn.NUM_CLASSES,
+    train_examples=svhn.TRAIN_EXAMPLES,
+    test_examples=svhn.TEST_EXAMPLES,
+    mean=(0.4377, 0.4438, 0.4728),
+    std=(0.1980, 0.2010, 0.1970),
+    crop_padding=4,
+    flip=False,
+  ),
+  # Cropped and mirrored by the workers. The statistics are ImageNet's, which
+  # are customary for any photographs.
+  "imagenet": DatasetInfo(
+    name="imagenet",
+    image_shape=(224, 224, 3),
+    num_classes=1000,
+    train_examples=1_281_167,
+    test_examples=50_000,
+    mean=_IMAGENET_MEAN,
+    std=_IMAGENET_STD,
+    crop_padding=0,
+    flip=False,
+    streamed=True,
+  ),
+  # Classes and examples are counted when the folder is read.
+  "folder": DatasetInfo(
+    name="folder",
+    image_shape=(224, 224, 3),
+    num_classes=0,
+    train_examples=0,
+    test_examples=0,
+    mean=_IMAGENET_MEAN,
+    std=_IMAGENET_STD,
+    crop_padding=0,
+    flip=False,
+    streamed=True,
   ),
   # Statistics computed from the 1,437 training images. One pixel of padding
   # is to 8 pixels what four are to 32. No flip: a mirrored 2 is not a 2.
@@ -111,6 +165,11 @@ class Dataset:
   test_labels: np.ndarray
   validation_images: np.ndarray
   validation_labels: np.ndarray
+
+  @property
+  def train_count(self) -> int:
+    """Images that are trained on."""
+    return len(self.train_labels)
 
 
 def info(name: str) -> DatasetInfo:
@@ -155,8 +214,8 @@ def load(
   number are the same wherever the data came from.
 
   Args:
-    name: "cifar100", "cifar10" or "digits".
-    data_dir: directory to look in; required for the CIFARs.
+    name: "cifar100", "cifar10", "svhn" or "digits".
+    data_dir: directory to look in; required for all but digits.
     download: whether the network may be used. Nothing is ever fetched
       otherwise.
 
@@ -166,10 +225,15 @@ def load(
   Raises:
     UserError: unknown name, nothing found (the message lists the places),
       damaged or unreadable files, or a failed download.
+    ValueError: a streamed set.
   """
   facts = info(name)
+  if facts.streamed:
+    raise ValueError(f"{name} is streamed: use large.load")
   if name == "digits":
     arrays = digits.read()
+  elif name == "svhn":
+    arrays = svhn.read(data_dir, download)
   else:
     arrays = sources.read(name, cifar.LAYOUTS[name], data_dir, download)
   train_images, train_labels, test_images, test_labels = arrays

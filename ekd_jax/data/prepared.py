@@ -30,7 +30,6 @@ from etils import epath
 from PIL import Image
 
 from ekd_jax import storage
-from ekd_jax.data import cifar
 from ekd_jax.errors import UserError
 
 _FORMAT = "array_record"
@@ -56,13 +55,16 @@ def find(folder: epath.Path) -> epath.Path | None:
   return versions[max(versions)] if versions else None
 
 
-def read(version: epath.Path, name: str, layout: cifar.Layout) -> cifar.Arrays:
-  """Reads a prepared CIFAR in the order of the official files.
+def read(
+  version: epath.Path, name: str, counts: dict[str, int], num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Reads a prepared set of 32 x 32 images in the order of the official files.
 
   Args:
     version: a directory that `find` returned.
-    name: "cifar100" or "cifar10".
-    layout: what the official files look like; gives the expected counts.
+    name: what TFDS calls it.
+    counts: examples of "train" and of "test".
+    num_classes: labels run from 0 to num_classes - 1.
 
   Returns:
     Train images uint8 [N, 32, 32, 3], train labels int32 [N], test images
@@ -71,32 +73,13 @@ def read(version: epath.Path, name: str, layout: cifar.Layout) -> cifar.Arrays:
   Raises:
     UserError: prepared as TFRecord, incomplete, damaged, or not this set.
   """
-  if storage.is_remote(version):
-    raise UserError(
-      f"{version} is in a bucket, where array_record cannot be read: copy it "
-      "to a disk, or put the official archive into the bucket"
-    )
-  _check_format(version, name)
-  # Takes 0.6 s, and is needed by those who read such a directory only.
-  import tensorflow_datasets as tfds
-
-  counts = {
-    "train": layout.train_records * len(layout.train_files),
-    "test": layout.test_records,
-  }
-  num_classes = layout.labels[-1][1]
+  check_format(version, name)
   arrays = []
   try:
-    builder = tfds.builder_from_directory(version)
     for split, count in counts.items():
-      # Pillow decodes: TFDS would take OpenCV where that is installed, and
-      # log a warning where it is not.
-      source = builder.as_data_source(
-        split,
-        decoders={"image": tfds.decode.SkipDecoding()},
-        file_format=_FORMAT,
+      arrays += _in_official_order(
+        source(version, split), split, count, num_classes
       )
-      arrays += _in_official_order(source, split, count, num_classes)
   except _DAMAGE as error:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     raise UserError(
@@ -107,7 +90,40 @@ def read(version: epath.Path, name: str, layout: cifar.Layout) -> cifar.Arrays:
   return tuple(arrays)
 
 
-def _check_format(version: epath.Path, name: str) -> None:
+def source(version: epath.Path, split: str) -> Sequence[dict[str, Any]]:
+  """The examples of a split, with "image" still encoded.
+
+  Args:
+    version: a directory that `find` returned and `check_format` accepted.
+    split: its name.
+  """
+  # Takes 0.6 s, and is needed by those who read such a directory only.
+  import tensorflow_datasets as tfds
+
+  # Pillow decodes: TFDS would take OpenCV where that is installed, and log a
+  # warning where it is not.
+  return tfds.builder_from_directory(version).as_data_source(
+    split,
+    decoders={"image": tfds.decode.SkipDecoding()},
+    file_format=_FORMAT,
+  )
+
+
+def check_format(version: epath.Path, name: str) -> None:
+  """Refuses what takes TensorFlow to read.
+
+  Args:
+    version: a directory that `find` returned.
+    name: what TFDS calls the set.
+
+  Raises:
+    UserError: it was not prepared as array_record.
+  """
+  if storage.is_remote(version):
+    raise UserError(
+      f"{version} is in a bucket, where array_record cannot be read: copy it "
+      "to a disk, or put the official files into the bucket"
+    )
   file = version / "dataset_info.json"
   try:
     facts = json.loads(file.read_text("utf-8"))
@@ -136,15 +152,15 @@ def _command(version: epath.Path, name: str) -> str:
 
 
 def _in_official_order(
-  source: Sequence[dict[str, Any]], split: str, count: int, num_classes: int
+  examples: Sequence[dict[str, Any]], split: str, count: int, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  if len(source) != count:
-    raise ValueError(f"{len(source):,} examples instead of {count:,}")
+  if len(examples) != count:
+    raise ValueError(f"{len(examples):,} examples instead of {count:,}")
   images = np.empty((count, 32, 32, 3), np.uint8)
   labels = np.full((count,), -1, np.int32)
   for start in range(0, count, _BATCH):
     keys = range(start, min(start + _BATCH, count))
-    for example in source.__getitems__(keys):
+    for example in examples.__getitems__(keys):
       place = re.fullmatch(rf"{split}_(\d+)", example["id"].decode())
       index = int(place[1]) if place else count
       if index >= count or labels[index] != -1:

@@ -50,7 +50,7 @@ def read(
 
   version = prepared.find(root / name)
   if version is not None:
-    return prepared.read(version, name, layout)
+    return prepared.read(version, name, layout.counts, layout.num_classes)
   archive = root / layout.archive
   if layout.archive in names:
     return cifar.read_archive(archive, layout)

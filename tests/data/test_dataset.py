@@ -29,9 +29,14 @@ def test_facts_agree_with_the_file_formats(name):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-  with pytest.raises(UserError, match="imagenet.*cifar100, cifar10, digits"):
-    data.info("imagenet")
-  with pytest.raises(UserError, match="cifar100, cifar10, digits"):
+  with pytest.raises(UserError, match="mnist.*cifar100, cifar10, svhn"):
+    data.info("mnist")
+  with pytest.raises(UserError, match="cifar100, cifar10, svhn"):
+    data.load("mnist")
+
+
+def test_what_is_streamed_is_not_read_into_memory():
+  with pytest.raises(ValueError, match="imagenet is streamed"):
     data.load("imagenet")
 
 
