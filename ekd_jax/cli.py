@@ -29,7 +29,12 @@ from ekd_jax.ending import exit_on_user_error
 from ekd_jax.errors import UserError
 
 # What --quick changes, besides training the students alone too; flags that
-# are given win over it.
+# are given win over it. Networks for large images get a smaller image.
+_QUICK_NETWORKS = {
+  "densenet": {"variant": "12/22", "ratios": (0.5, 0.8, 0.95)},
+  "imagenet_resnet": {"variant": "18", "image_size": 32},
+  "efficientnet": {"variant": "b0", "image_size": 32, "crop_padding": None},
+}
 QUICK = {
   "dataset": "digits",
   "depth": 8,
@@ -96,7 +101,7 @@ def parse(
     UserError: an unknown flag, or a value of the wrong type.
   """
   if "--quick" in arguments:
-    quick = dict(QUICK)
+    quick = QUICK | _QUICK_NETWORKS.get(defaults.network, {})
     if _given("--widths", arguments):
       del quick["ratios"]
     defaults = dataclasses.replace(defaults, **quick)
@@ -110,6 +115,11 @@ def parse(
       args=list(arguments),
       config=(tyro.conf.FlagCreatePairsOff,),
     )
+  if data.info(config.dataset).streamed and not _given(
+    "--crop-padding", arguments
+  ):
+    # An experiment's own is for its small images.
+    config = dataclasses.replace(config, crop_padding=None)
   if config.quick and config.method != "solo":
     return dataclasses.replace(config, with_solo=True)
   return config
@@ -232,7 +242,7 @@ def _run(
       "is not there (about 170 MB)",
       soft_wrap=True,
     )
-  dataset = _load_data(config)
+  dataset = build.load_data(config)
   with contextlib.ExitStack() as stack:
     if hosts.is_first():
       stack.enter_context(storage.locked(config.run_dir))
@@ -315,9 +325,12 @@ def _training_examples(config: Config, devices: int = 1) -> int:
     UserError: more than there are, or fewer than one batch takes.
   """
   info = data.info(config.dataset)
+  total = info.train_examples
+  if info.streamed and config.data_dir is not None:
+    total = len(data.large.find(config.dataset, config.data_dir)[0])
   examples = data.count_training_examples(
     info.name,
-    info.train_examples,
+    total,
     train_examples=config.train_examples,
     validation_examples=config.validation_examples,
   )
@@ -327,14 +340,6 @@ def _training_examples(config: Config, devices: int = 1) -> int:
       f"training images: use at most {examples // devices * devices}"
     )
   return examples
-
-
-def _load_data(config: Config) -> data.Dataset:
-  return data.restrict(
-    data.load(config.dataset, config.data_dir, download=config.download),
-    train_examples=config.train_examples,
-    validation_examples=config.validation_examples,
-  )
 
 
 def _print_plan(config: Config, console: Console) -> None:
@@ -362,6 +367,22 @@ def _print_plan(config: Config, console: Console) -> None:
     highlight=False,
     soft_wrap=True,
   )
+  if config.compile:
+    _print_memory(config, examples, console)
+
+
+def _print_memory(config: Config, examples: int, console: Console) -> None:
+  process.tune_allocator()
+  from ekd_jax.training import loop, planning
+
+  loop.check_devices(config)
+  console.print("compiling", soft_wrap=True)
+  table = Table()
+  table.add_column("trained")
+  table.add_column("memory of a step, MiB per device", justify="right")
+  for name, count in planning.step_bytes(config, examples).items():
+    table.add_row(name, f"{count / 2**20:.1f}")
+  console.print(table)
 
 
 def _console() -> Console:

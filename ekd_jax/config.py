@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -66,13 +67,41 @@ Integers = Annotated[
 Integer = Annotated[int, _flag_value(int, "N", "a whole number")]
 Number = Annotated[float, _flag_value(float, "X", "a number")]
 OptionalInteger = Annotated[int | None, _flag_value(int, "N", "a whole number")]
+OptionalNumber = Annotated[float | None, _flag_value(float, "X", "a number")]
+Name = Annotated[str, _flag_value(str, "NAME", "a word")]
+Word = Annotated[str | None, _flag_value(str, "NAME", "a word")]
 Address = Annotated[str | None, _flag_value(str, "HOST:PORT", "an address")]
 Directory = Annotated[str | None, _flag_value(str, "DIR", "a directory")]
 
 DEFAULT_RATIOS = (0.5, 0.75, 0.97)
+_LARGE_SIDE = 224
 
 # Epochs of the paper's recipe, and enough of them for the digits set.
-DEFAULT_EPOCHS = {"cifar100": 450, "cifar10": 350, "digits": 40}
+DEFAULT_EPOCHS = {
+  "cifar100": 450,
+  "cifar10": 350,
+  "svhn": 50,
+  "imagenet": 100,
+  "folder": 100,
+  "digits": 40,
+}
+
+# What --variant may be of each network but the CIFAR ResNet, whose is --depth.
+VARIANTS = {
+  "densenet": ("12/100", "24/250", "40/190"),
+  "imagenet_resnet": (
+    "18",
+    "34",
+    "50",
+    "101",
+    "152",
+    "resnext50",
+    "resnext101",
+    "wide50",
+    "wide101",
+  ),
+  "efficientnet": tuple(f"b{number}" for number in range(8)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +121,50 @@ class Config:
   # example 1,.8,.6,.4,.2.
   widths: Numbers = None
 
-  # Layers of the ResNet: 20, 32, 44, 56, 110, 1202 or any other 6n + 2.
+  # Which family of networks: resnet (for small images, see depth), densenet,
+  # imagenet_resnet (ResNet, ResNeXt, Wide ResNet), efficientnet, or
+  # MODULE:FUNCTION, your own (docs/your_own_network.md).
+  network: Name = "resnet"
+
+  # Layers of the resnet: 20, 32, 44, 56, 110, 1202 or any other 6n + 2.
   depth: Integer = 110
 
-  # Which images: cifar100, cifar10, or digits (8x8, embedded).
-  dataset: Literal["cifar100", "cifar10", "digits"] = "cifar100"
+  # Which of the other networks: 12/100, 24/250 or 40/190 (densenet: growth and
+  # depth, any other depth 6n + 4); 18, 34, 50, 101, 152, resnext50,
+  # resnext101, wide50 or wide101 (imagenet_resnet); b0 to b7 (efficientnet).
+  variant: Word = None
+
+  # Which images: cifar100, cifar10, svhn, imagenet, folder (any image folder,
+  # DIR/train/CLASS/*, DIR/val/CLASS/*) or digits (8x8, embedded).
+  dataset: Literal[
+    "cifar100", "cifar10", "svhn", "imagenet", "folder", "digits"
+  ] = "cifar100"
 
   # Directory, or gs://BUCKET/FOLDER, with a TFDS-prepared set, the official
-  # binary archive, or its unpacked folder.
+  # archive or files, or an image folder.
   data_dir: Directory = None
+
+  # Pixels of a side of what networks are given. If not set, 224 for
+  # efficientnet and for imagenet and folder, else those that the set has.
+  # Small images are enlarged inside the step.
+  image_size: OptionalInteger = None
+
+  # Zero pixels around an image before a random part of it is taken; if not
+  # set, 4 of 32. For sets of small images.
+  crop_padding: OptionalInteger = None
+
+  # How large images are varied: random_resized (a random part, scaled) or
+  # rotated (the EKD paper's: scaled, turned by up to 10 degrees, shifted).
+  crop: Literal["random_resized", "rotated"] = "random_resized"
+
+  # Classes of an image folder; counted if not set.
+  num_classes: OptionalInteger = None
+
+  # Pass over image files that cannot be used, and count them.
+  skip_broken: bool = False
+
+  # Processes that read large images; if not set, one per processor core.
+  workers: OptionalInteger = None
 
   # Fetch the official archive into the data directory if it is not there.
   download: bool = False
@@ -119,11 +183,18 @@ class Config:
   # Images per step, over all devices.
   batch_size: Integer = 128
 
+  # Micro-batches that a step takes its images in, one after the other: less
+  # memory. Batch norm then sees a micro-batch at a time.
+  accumulate: Integer = 1
+
   # Images per evaluation step, over all devices.
   evaluation_batch_size: Integer = 500
 
   # Epochs between evaluations on the test set.
   evaluate_every: Integer = 1
+
+  # Nesterov SGD, or RMSProp (decay 0.9) as EfficientNets are trained with.
+  optimizer: Literal["nesterov", "rmsprop"] = "nesterov"
 
   # Learning rate at the start.
   learning_rate: Number = 0.1
@@ -131,13 +202,16 @@ class Config:
   # Fractions of the training at which the learning rate drops.
   learning_rate_drops: Numbers = (0.5, 0.75)
 
+  # Epochs from drop to drop, instead of those fractions.
+  learning_rate_drop_every: OptionalNumber = None
+
   # What each drop multiplies the learning rate by.
   learning_rate_drop_factor: Number = 0.1
 
   # Learning rate of the adapters, as a multiple of the learning rate.
   adapter_learning_rate: Number = 0.5
 
-  # Nesterov momentum, in [0, 1).
+  # Momentum, in [0, 1).
   momentum: Number = 0.9
 
   # Weight decay of all parameters, batch norm and adapters included.
@@ -196,8 +270,9 @@ class Config:
   # for very deep networks.
   scan: Literal["auto", "on", "off"] = "auto"
 
-  # Keep less for the gradient: about half the memory, and steps that take 5 to
-  # 10 % longer. For --conv split; nothing changes in the loops of --scan.
+  # Keep less for the gradient. On a CPU about half the memory, and steps that
+  # take 5 to 10 % longer; with --conv lax, for accelerators, blocks are
+  # computed twice. Nothing changes in the loops of --scan.
   remat: bool = False
 
   # Do not keep compiled programs in the user's cache directory. (The variable
@@ -231,6 +306,9 @@ class Config:
   # Print what would be trained, and stop.
   plan: bool = False
 
+  # With --plan: compile the step too, and print the memory that it takes.
+  compile: bool = False
+
 
 # Fields that do not change what is trained: they may differ on resume.
 _FREE_ON_RESUME = frozenset(
@@ -253,6 +331,9 @@ _FREE_ON_RESUME = frozenset(
     "join_timeout",
     "quick",
     "plan",
+    "compile",
+    "workers",
+    "skip_broken",
   }
 )
 
@@ -319,13 +400,39 @@ def resolve(config: Config) -> Config:
   if config.epochs is None:
     epochs = DEFAULT_EPOCHS[config.dataset]
     config = dataclasses.replace(config, epochs=epochs)
+  if config.image_size is None:
+    info = data.info(config.dataset)
+    large = info.streamed or config.network == "efficientnet"
+    side = _LARGE_SIDE if large else info.image_shape[0]
+    config = dataclasses.replace(config, image_size=side)
   if config.data_dir is not None:
     data_dir = _absolute("data_dir", config.data_dir)
     config = dataclasses.replace(config, data_dir=data_dir)
+  if data.info(config.dataset).streamed:
+    config = _with_counts(config)
   run_dir = config.run_dir
   if run_dir is None:
     run_dir = str(pathlib.Path("runs") / _run_name(config))
   return dataclasses.replace(config, run_dir=_absolute("run_dir", run_dir))
+
+
+def _with_counts(config: Config) -> Config:
+  """With what only the files can tell of a streamed set, so that config.json
+  says it: a run that goes on with other files is refused.
+  """
+  if config.data_dir is None and config.dataset != "folder":
+    return config  # It may only be planned.
+  train, _, classes = data.large.find(config.dataset, config.data_dir)
+  examples = data.count_training_examples(
+    config.dataset,
+    len(train),
+    train_examples=config.train_examples,
+    validation_examples=config.validation_examples,
+  )
+  config = dataclasses.replace(config, train_examples=examples)
+  if config.dataset != "folder" or config.num_classes is not None:
+    return config
+  return dataclasses.replace(config, num_classes=classes)
 
 
 def nearest(word: str, allowed: Sequence[str]) -> str | None:
@@ -366,6 +473,9 @@ def _run_name(config: Config) -> str:
   fields = json.dumps(training_fields(config), sort_keys=True)
   digest = hashlib.sha256(fields.encode())
   network = f"resnet{config.depth}"
+  if config.network != "resnet":
+    words = filter(None, (config.network, config.variant))
+    network = re.sub(r"[/:.]", "-", "-".join(words))
   return f"{config.dataset}-{network}-{config.method}-{digest.hexdigest()[:6]}"
 
 
@@ -387,13 +497,28 @@ def _check_values(config: Config) -> None:
     "evaluate_every",
     "num_processes",
     "join_timeout",
+    "accumulate",
+    "image_size",
   ):
     require(name, lambda n: n >= 1, "a whole number of at least 1")
-  for name in ("validation_examples", "seed", "seeds", "process_id"):
+  for name in (
+    "validation_examples",
+    "seed",
+    "seeds",
+    "process_id",
+    "workers",
+    "crop_padding",
+  ):
     require(name, lambda n: n >= 0, "a whole number of at least 0")
   for name in ("seed", "seeds"):
     require(name, lambda n: n < 2**32, "below 2^32")
-  for name in ("learning_rate", "temperature", "checkpoint_minutes"):
+  require("num_classes", lambda n: n >= 2, "a whole number of at least 2")
+  for name in (
+    "learning_rate",
+    "learning_rate_drop_every",
+    "temperature",
+    "checkpoint_minutes",
+  ):
     require(name, lambda n: n > 0, "a number above 0")
   for name in (
     "weight_decay",
@@ -441,13 +566,85 @@ def _check_values(config: Config) -> None:
       f"--widths starts with {config.widths[0]:g}: the full network, 1, must "
       "come first"
     )
+  if config.compile and not config.plan:
+    raise UserError(
+      "--compile was given without --plan: a training compiles anyway, leave "
+      "it out"
+    )
   if config.with_solo and config.method == "solo":
     raise UserError(
       "--with-solo was given with --method solo: the members are alone "
       "already, leave --with-solo out"
     )
+  _check_network(config)
+  _check_data(config)
   _check_processes(config)
-  data.info(config.dataset)
+
+
+def _check_network(config: Config) -> None:
+  own = re.fullmatch(r"[\w.]+:\w+", config.network)
+  if config.network == "resnet" or own:
+    if config.variant is not None:
+      raise UserError(
+        f"--variant {config.variant} was given with --network "
+        f"{config.network}, which has none: leave it out"
+        + ("" if own else ", --depth says which")
+      )
+    return
+  if config.network not in VARIANTS:
+    near = nearest(config.network, ["resnet", *VARIANTS])
+    meant = f" (did you mean {near}?)" if near else ""
+    raise UserError(
+      f"--network {config.network} is not known{meant}: use one of resnet, "
+      f"{', '.join(VARIANTS)}, or MODULE:FUNCTION"
+    )
+  allowed = VARIANTS[config.network]
+  variant = config.variant
+  if config.network == "densenet" and variant is not None:
+    numbers = re.fullmatch(r"(\d{1,3})/(\d{1,4})", variant)
+    if numbers and int(numbers[1]) >= 1:
+      depth = int(numbers[2])
+      if depth >= 10 and depth % 6 == 4:
+        return
+  elif variant in allowed:
+    return
+  given = "is missing" if variant is None else f"is {variant}"
+  raise UserError(
+    f"--variant {given}: {config.network} is one of {', '.join(allowed)}"
+    + (", or any GROWTH/DEPTH with depth 6n + 4" if "/" in allowed[0] else "")
+  )
+
+
+def _check_data(config: Config) -> None:
+  """Refuses options that are for another kind of data set."""
+  streamed = data.info(config.dataset).streamed
+  if streamed and config.crop_padding is not None:
+    raise UserError(
+      f"--crop-padding was given with --dataset {config.dataset}: it is for "
+      "sets of small images, --crop says how large ones are varied"
+    )
+  if streamed and config.download:
+    raise UserError(
+      f"--download was given with --dataset {config.dataset}, which cannot "
+      "be fetched: put it into --data-dir"
+    )
+  if config.num_classes is not None and config.dataset != "folder":
+    raise UserError(
+      f"--num-classes was given with --dataset {config.dataset}, whose "
+      "classes are known: leave it out"
+    )
+  if streamed:
+    return
+  for name, given in (
+    ("crop", config.crop != "random_resized"),
+    ("skip_broken", config.skip_broken),
+    ("workers", config.workers is not None),
+  ):
+    if given:
+      raise UserError(
+        f"{flag(name)} was given with --dataset {config.dataset}, which is "
+        "read whole: it is for folder and imagenet, leave it out"
+      )
 
 
 def _check_processes(config: Config) -> None:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from ekd_jax import build, data, run_directory
+from ekd_jax import build, evaluation, run_directory
 from ekd_jax.config import Config
+from ekd_jax.data import stream
 from ekd_jax.errors import UserError
-from ekd_jax.evaluation import make_evaluate
 from ekd_jax.methods import Method, Student
-from ekd_jax.training import parallel
+from ekd_jax.training import feeding, parallel
 from ekd_jax.training.checkpoint import Checkpoints
 
 
@@ -119,14 +119,11 @@ def evaluate(run: Run, *, data_dir: str | None = None) -> dict[str, float]:
   config = run.config
   if data_dir is not None:
     config = dataclasses.replace(config, data_dir=data_dir)
-  dataset = data.load(config.dataset, config.data_dir)
+  dataset = build.load_data(dataclasses.replace(config, download=False))
   devices = jax.devices()
-  score = make_evaluate(
-    run.method,
-    dataset.info,
-    dataset.test_images,
-    dataset.test_labels,
-    batch_size=config.evaluation_batch_size,
-    devices=devices,
+  test = evaluation.splits(dataset)["test"]
+  broken = stream.Broken(skip=config.skip_broken)
+  score = feeding.evaluator(
+    config, dataset.info, test, run.method, devices, broken
   )
   return score(parallel.replicate(run.state, devices))

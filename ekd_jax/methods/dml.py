@@ -25,6 +25,7 @@ def dml(
   optimizer: optax.GradientTransformation,
   *,
   temperature: float = 1.0,
+  accumulate: int = 1,
 ) -> Method:
   """Trains the members towards the labels and each other.
 
@@ -33,6 +34,7 @@ def dml(
     members: who is trained.
     optimizer: for all parameters.
     temperature: of the mutual term, > 0; 1 in the paper.
+    accumulate: micro-batches of a step; see `update.gradient_step`.
 
   Returns:
     The `Method`; see `independent_networks` for its state.
@@ -53,4 +55,6 @@ def dml(
       terms[f"mutual/{name}"] = divergence.mean()
     return sum(terms.values()), terms
 
-  return independent_networks(family, members, optimizer, label_and_mutual_loss)
+  return independent_networks(
+    family, members, optimizer, label_and_mutual_loss, accumulate=accumulate
+  )

@@ -33,6 +33,7 @@ def ekd(
   feature_weight: float = 0.15,
   distill_weight: float = 0.15,
   base_gradients: Literal["all", "first"] = "all",
+  accumulate: int = 1,
 ) -> Method:
   """The EKD method for one family of networks.
 
@@ -48,6 +49,7 @@ def ekd(
     feature_weight: weight of the feature terms.
     distill_weight: weight of the terms towards the ensemble.
     base_gradients: whether "all" members train the stem or only the "first".
+    accumulate: micro-batches of a step; see `update.gradient_step`.
 
   Returns:
     The `Method`.
@@ -80,15 +82,26 @@ def ekd(
     return update.init_state(params, batch_stats, optimizer)
 
   def forward(
-    params: Any, batch_stats: Any, images: jax.Array, *, train: bool
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    *,
+    train: bool,
+    rng: jax.Array | None = None,
   ) -> tuple[dict[str, Outputs], Any]:
     """All members' outputs and the statistics after them."""
+    stem_rng, *rngs = update.keys_of_networks(rng, 1 + len(names))
     new_stats = {"stem": batch_stats["stem"], "branches": {}}
     hidden, new_stats["stem"] = apply_network(
-      stem, params["stem"], batch_stats["stem"], images, train=train
+      stem,
+      params["stem"],
+      batch_stats["stem"],
+      images,
+      train=train,
+      rng=stem_rng,
     )
     outputs = {}
-    for name in names:
+    for name, branch_rng in zip(names, rngs, strict=True):
       detached = base_gradients == "first" and name != names[0]
       outputs[name], new_stats["branches"][name] = apply_network(
         branches[name],
@@ -96,6 +109,7 @@ def ekd(
         batch_stats["branches"][name],
         jax.lax.stop_gradient(hidden) if detached else hidden,
         train=train,
+        rng=branch_rng,
       )
     return outputs, new_stats
 
@@ -110,13 +124,14 @@ def ekd(
   def train_step(
     state: State, batch: dict[str, jax.Array], rng: jax.Array
   ) -> tuple[State, dict[str, jax.Array]]:
-    del rng  # Nothing in the step is random once the batch is augmented.
-
     def loss_function(
-      params: Any, batch_stats: Any
+      params: Any,
+      batch_stats: Any,
+      batch: dict[str, jax.Array],
+      rng: jax.Array,
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
       outputs, new_stats = forward(
-        params, batch_stats, batch["image"], train=True
+        params, batch_stats, batch["image"], train=True, rng=rng
       )
       logits = {name: outputs[name].logits for name in names}
       targets, batch_axis = arrays_of(outputs[names[0]].features)
@@ -145,7 +160,15 @@ def ekd(
         metrics |= update.named(f"feature/{name}", block_names, blocks)
       return loss, (new_stats, metrics)
 
-    return update.gradient_step(state, loss_function, optimizer, parts)
+    return update.gradient_step(
+      state,
+      batch,
+      rng,
+      loss_function,
+      optimizer,
+      parts,
+      accumulate=accumulate,
+    )
 
   def parts(params: Any) -> dict[str, Any]:
     """The stem, and each member's branch with its adapters."""

@@ -29,6 +29,8 @@ def independent_networks(
   members: Sequence[Member],
   optimizer: optax.GradientTransformation,
   loss_of_logits: LogitsLoss,
+  *,
+  accumulate: int = 1,
 ) -> Method:
   """The method that trains every member as a network of its own.
 
@@ -37,6 +39,7 @@ def independent_networks(
     members: who is trained.
     optimizer: for all parameters.
     loss_of_logits: this device's scalar loss and its terms.
+    accumulate: micro-batches of a step; see `update.gradient_step`.
 
   Returns:
     The `Method`; its state holds {"params": {member}, "batch_stats":
@@ -64,22 +67,31 @@ def independent_networks(
   def train_step(
     state: State, batch: Mapping[str, jax.Array], rng: jax.Array
   ) -> tuple[State, dict[str, jax.Array]]:
-    del rng  # Nothing in the step is random once the batch is augmented.
-
     def loss_function(
-      params: Any, batch_stats: Any
+      params: Any,
+      batch_stats: Any,
+      batch: Mapping[str, jax.Array],
+      rng: jax.Array,
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
       logits, new_stats = {}, {}
-      for name, network in networks.items():
+      rngs = update.keys_of_networks(rng, len(networks))
+      for (name, network), own_rng in zip(networks.items(), rngs, strict=True):
         outputs, new_stats[name] = apply_network(
-          network, params[name], batch_stats[name], batch["image"], train=True
+          network,
+          params[name],
+          batch_stats[name],
+          batch["image"],
+          train=True,
+          rng=own_rng,
         )
         logits[name] = outputs.logits
       loss, terms = loss_of_logits(logits, batch["label"])
       metrics = update.classification_metrics(logits, batch["label"])
       return loss, (new_stats, {"loss": loss, **terms, **metrics})
 
-    return update.gradient_step(state, loss_function, optimizer, dict)
+    return update.gradient_step(
+      state, batch, rng, loss_function, optimizer, dict, accumulate=accumulate
+    )
 
   def predict(state: State, images: jax.Array) -> dict[str, jax.Array]:
     logits = {}

@@ -20,6 +20,8 @@ def solo(
   family: Family,
   members: Sequence[Member],
   optimizer: optax.GradientTransformation,
+  *,
+  accumulate: int = 1,
 ) -> Method:
   """Trains each member alone; see `independent_networks`."""
 
@@ -34,4 +36,6 @@ def solo(
     }
     return sum(terms.values()), terms
 
-  return independent_networks(family, members, optimizer, label_loss)
+  return independent_networks(
+    family, members, optimizer, label_loss, accumulate=accumulate
+  )

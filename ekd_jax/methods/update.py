@@ -11,8 +11,10 @@ from jax.flatten_util import ravel_pytree
 from ekd_jax import losses
 from ekd_jax.methods.interface import AXIS_NAME, State
 
-# params, batch_stats -> loss, (new batch_stats, metrics)
-LossFunction = Callable[[Any, Any], tuple[jax.Array, tuple[Any, dict]]]
+# params, batch_stats, batch, rng -> loss, (new batch_stats, metrics)
+LossFunction = Callable[
+  [Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, dict]]
+]
 
 
 def init_state(
@@ -29,17 +31,26 @@ def init_state(
 
 def gradient_step(
   state: State,
+  batch: Any,
+  rng: jax.Array,
   loss_function: LossFunction,
   optimizer: Any,
   parts: Callable[[Any], Mapping[str, Any]],
+  *,
+  accumulate: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of one optimizer on the gradients of one loss.
 
   Args:
     state: as made by `init_state`.
-    loss_function: this device's loss, new statistics and metrics.
+    batch: this device's examples.
+    rng: key of what is random in the loss.
+    loss_function: this device's mean loss, new statistics and metrics.
     optimizer: an optax.GradientTransformation.
     parts: the parameters that belong to each member, of a pytree like them.
+    accumulate: micro-batches that the batch is taken in, one after the other;
+      a divisor of its examples. The gradient is that of the whole batch, but
+      for batch norm, whose statistics are each micro-batch's own.
 
   Returns:
     The next state and the metrics, both averaged over the devices. To the
@@ -48,8 +59,8 @@ def gradient_step(
     element is not, which tells of a gradient that overflows under a finite
     loss, and in whom.
   """
-  gradients, (batch_stats, metrics) = jax.grad(loss_function, has_aux=True)(
-    state["params"], state["batch_stats"]
+  gradients, batch_stats, metrics = _gradients(
+    loss_function, state, batch, rng, accumulate
   )
   gradients, batch_stats, metrics = average_over_devices(
     (gradients, batch_stats, metrics)
@@ -68,6 +79,59 @@ def gradient_step(
     "opt_state": opt_state,
   }
   return next_state, metrics | norms
+
+
+def _gradients(
+  loss_function: LossFunction,
+  state: State,
+  batch: Any,
+  rng: jax.Array,
+  accumulate: int,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+  """Gradients, the statistics after the batch, and metrics, of this device."""
+  params = state["params"]
+  gradient_function = jax.grad(loss_function, has_aux=True)
+  if accumulate == 1:
+    gradients, (batch_stats, metrics) = gradient_function(
+      params, state["batch_stats"], batch, rng
+    )
+    return gradients, batch_stats, metrics
+
+  def of_part(batch_stats: Any, numbered: Any) -> tuple[Any, Any]:
+    index, part = numbered
+    gradients, (batch_stats, metrics) = gradient_function(
+      params, batch_stats, part, jax.random.fold_in(rng, index)
+    )
+    return batch_stats, (gradients, metrics)
+
+  def add_part(carry: Any, numbered: Any) -> tuple[Any, None]:
+    batch_stats, sums = carry
+    batch_stats, terms = of_part(batch_stats, numbered)
+    return (batch_stats, jax.tree.map(jnp.add, sums, terms)), None
+
+  parts = jax.tree.map(
+    lambda x: x.reshape(accumulate, len(x) // accumulate, *x.shape[1:]), batch
+  )
+  numbered = jnp.arange(accumulate), parts
+  _, shapes = jax.eval_shape(
+    of_part, state["batch_stats"], jax.tree.map(lambda x: x[0], numbered)
+  )
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  # A loop, so that only one part's maps are held at a time, whatever XLA does.
+  (batch_stats, sums), _ = jax.lax.scan(
+    add_part, (state["batch_stats"], nothing), numbered
+  )
+  gradients, metrics = jax.tree.map(lambda x: x / accumulate, sums)
+  return gradients, batch_stats, metrics
+
+
+def keys_of_networks(
+  rng: jax.Array | None, count: int
+) -> list[jax.Array | None]:
+  """One key for the dropout of each network; no keys from no key."""
+  if rng is None:
+    return [None] * count
+  return [jax.random.fold_in(rng, index) for index in range(count)]
 
 
 def average_over_devices(tree: Any) -> Any:

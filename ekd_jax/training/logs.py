@@ -180,10 +180,18 @@ class ConsoleLog:
       rate = f", {images / rate:.0f} images/s"
       left = elapsed / self._steps_timed * (self._total_steps - step)
       left = f", {_duration(left)} left"
-    line = (
+    self._show(
       f"epoch {epoch}/{epochs}, step {step}/{self._total_steps}, "
       f"loss {loss:.3f}{rate}{left}"
     )
+
+  def evaluation(self, done: int, total: int) -> None:
+    """Shows how many images of an evaluation have been read."""
+    self._show(f"evaluating, {done} of {total} images")
+
+  def _show(self, line: str) -> None:
+    """A line that the next one replaces, or, in a pipe, one now and then."""
+    now = time.monotonic()
     if self._live is not None:
       self._live.update(
         Text(

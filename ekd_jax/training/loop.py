@@ -19,12 +19,12 @@ from rich.console import Console
 
 from ekd_jax import build, evaluation, run_directory
 from ekd_jax.config import Config
-from ekd_jax.data import Dataset, epoch_order
+from ekd_jax.data import Dataset, LargeDataset, stream
 from ekd_jax.errors import UserError
-from ekd_jax.training import finite, hosts, parallel, starting
+from ekd_jax.training import feeding, finite, hosts, parallel, starting
 from ekd_jax.training.checkpoint import Checkpoints
 from ekd_jax.training.logs import ConsoleLog, MetricsLog
-from ekd_jax.training.step import STOP, make_train_step
+from ekd_jax.training.step import STOP, make_stream_step, make_train_step
 from ekd_jax.training.stopping import StopRequest
 
 
@@ -42,18 +42,20 @@ def check_devices(config: Config) -> None:
       "use auto or lax"
     )
   size, devices = config.batch_size, jax.device_count()
-  lower = size // devices * devices
+  parts = devices * config.accumulate
+  lower = size // parts * parts
   if lower != size:
-    sizes = f"{lower} or {lower + devices}" if lower else f"{devices}"
+    sizes = f"{lower} or {lower + parts}" if lower else f"{parts}"
+    each = f" times {config.accumulate} micro-batches"
     raise UserError(
       f"--batch-size is {size}, which does not divide by the {devices} "
-      f"devices: use {sizes}"
+      f"devices{each if config.accumulate > 1 else ''}: use {sizes}"
     )
 
 
 def train(
   config: Config,
-  dataset: Dataset,
+  dataset: Dataset | LargeDataset,
   *,
   argv: Sequence[str],
   console: Console,
@@ -78,7 +80,7 @@ def train(
     UserError: there are checkpoints and all are damaged. Nothing was changed.
   """
   # Whole batches only: the last incomplete one of an epoch is dropped.
-  epoch_steps = len(dataset.train_labels) // config.batch_size
+  epoch_steps = dataset.train_count // config.batch_size
   total_steps = config.epochs * epoch_steps
   method = build.method(config, total_steps)
   first = hosts.is_first()
@@ -122,7 +124,7 @@ def train(
 
 def _run_epochs(
   config: Config,
-  dataset: Dataset,
+  dataset: Dataset | LargeDataset,
   method: Any,
   state: Any,
   progress: dict[str, Any],
@@ -137,27 +139,33 @@ def _run_epochs(
   stop: StopRequest,
 ) -> None:
   devices = jax.devices()
-  train_step = parallel.per_device(
-    make_train_step(
+  broken = stream.Broken(skip=config.skip_broken)
+  if isinstance(dataset, LargeDataset):
+    step = make_stream_step(method, dataset.info)
+    feed = feeding.from_stream(config, dataset, steps, broken, devices)
+  else:
+    step = make_train_step(
       method,
       dataset.info,
       batch_size=config.batch_size,
       steps_per_epoch=epoch_steps,
-    ),
-    devices,
-    donate_argnums=(0,),
-  )
-  examples = parallel.replicate(
-    {"image": dataset.train_images, "label": dataset.train_labels}, devices
-  )
-  evaluators = _evaluators(config, dataset, method, devices)
+    )
+    feed = feeding.from_memory(dataset, order_key, steps, epoch_steps, devices)
+  train_step = parallel.per_device(step, devices, donate_argnums=(0,))
+  evaluators = {
+    kind: feeding.evaluator(
+      *(config, dataset.info, part, method, devices),
+      broken=broken,
+      progress=screen.evaluation,
+    )
+    for kind, part in evaluation.splits(dataset).items()
+  }
   # Evaluated once, here: a call per step would wait for the device.
   rates = np.asarray(
     jax.vmap(build.schedule(config, steps.stop))(jnp.arange(steps.stop))
   )
   checkpoints.best_step = _best_step(config)
   last_save = time.monotonic()
-  order = None
   pending = collections.deque()
   agreed = hosts.Agreement(stop, devices)
 
@@ -197,41 +205,42 @@ def _run_epochs(
 
   scores = evaluate(steps.start, evaluation_due)
   if steps:
-    screen.say(_compiling_line(config))
-  for done in steps:
-    epoch = done // epoch_steps
-    if order is None or done % epoch_steps == 0:
-      order = parallel.replicate(
-        epoch_order(order_key, epoch, len(dataset.train_images)), devices
-      )
-    state, metrics = train_step(state, examples, order, *agreed.flags())
-    pending.append((done + 1, metrics))
-    while len(pending) > parallel.programs_ahead():
-      stop.saved = False
-      record(*pending.popleft())
+    screen.say(_compiling_line(state["method"]))
+  with contextlib.closing(feed):
+    for done, inputs in zip(steps, feed, strict=True):
+      epoch = done // epoch_steps
+      state, metrics = train_step(state, *inputs, *agreed.flags())
+      pending.append((done + 1, metrics))
+      while len(pending) > parallel.programs_ahead():
+        stop.saved = False
+        record(*pending.popleft())
 
-    ends_epoch = (done + 1) % epoch_steps == 0
-    save_due = time.monotonic() - last_save >= 60 * config.checkpoint_minutes
-    if not (ends_epoch or save_due or agreed.to_stop()):
-      continue
-    while pending:
-      record(*pending.popleft())
-    paused = time.monotonic()
-    host_state = parallel.unreplicate(state)
-    finite.check_state(done + 1, host_state, checkpoints)
-    log.sync()
-    checkpoints.save(done + 1, host_state, progress)
-    # Evaluation comes after it: a stop in its midst then costs no step, and
-    # the next start makes up for it.
-    if agreed.to_stop():
-      checkpoints.wait()
-      agreed.stop_now()
-    stop.saved = jax.process_count() == 1
-    stop.check()
-    if ends_epoch and evaluation.is_due(config, epoch + 1):
-      scores = evaluate(done + 1, list(evaluators))
-    last_save = time.monotonic()
-    screen.pause(last_save - paused)
+      ends_epoch = (done + 1) % epoch_steps == 0
+      save_due = time.monotonic() - last_save >= 60 * config.checkpoint_minutes
+      if not (ends_epoch or save_due or agreed.to_stop()):
+        continue
+      while pending:
+        record(*pending.popleft())
+      paused = time.monotonic()
+      host_state = parallel.unreplicate(state)
+      finite.check_state(done + 1, host_state, checkpoints)
+      log.sync()
+      checkpoints.save(done + 1, host_state, progress)
+      # Evaluation comes after it: a stop in its midst then costs no step, and
+      # the next start makes up for it.
+      if agreed.to_stop():
+        checkpoints.wait()
+        agreed.stop_now()
+      stop.saved = jax.process_count() == 1
+      stop.check()
+      if ends_epoch and evaluation.is_due(config, epoch + 1):
+        scores = evaluate(done + 1, list(evaluators))
+      if ends_epoch and broken.found:
+        count = len(broken.found)
+        files = f"{count} image file{'s' if count > 1 else ''}"
+        screen.say(f"{files} cannot be used: passed over")
+      last_save = time.monotonic()
+      screen.pause(last_save - paused)
   checkpoints.wait()
   stop.saved = True
   if "test" in scores:
@@ -249,25 +258,10 @@ def _best_step(config: Config) -> int | None:
   return best["step"] if best else None
 
 
-def _evaluators(
-  config: Config, dataset: Dataset, method: Any, devices: Sequence[jax.Device]
-) -> dict[str, Any]:
-  return {
-    kind: evaluation.make_evaluate(
-      method,
-      dataset.info,
-      images,
-      labels,
-      batch_size=config.evaluation_batch_size,
-      devices=devices,
-    )
-    for kind, (images, labels) in evaluation.splits(dataset).items()
-  }
-
-
-def _compiling_line(config: Config) -> str:
-  # XLA's time grows with the number of layers over all members.
-  layers = config.depth * len(build.members(config))
+def _compiling_line(method_state: Any) -> str:
+  # XLA's time grows with the number of layers over all members; a layer is a
+  # kernel, a scale and a bias, each with its momentum, a mean and a variance.
+  layers = len(jax.tree.leaves(method_state)) / 8
   return f"compiling, about {5 + 0.15 * layers:.0f} s"
 
 

@@ -1,4 +1,4 @@
-"""The published recipe: Nesterov SGD with a step schedule.
+"""The published recipes: Nesterov SGD, and RMSProp for EfficientNets.
 
 Weight decay is added to the gradient before momentum, for ALL parameters:
 kernels, biases, batch norm's scale and bias, and adapters. That is what the
@@ -73,6 +73,32 @@ def nesterov_sgd(
   return optax.chain(
     optax.add_decayed_weights(weight_decay),
     optax.sgd(schedule, momentum=momentum, nesterov=True),
+    optax.masked(optax.scale(adapter_multiplier), _adapter_mask),
+  )
+
+
+def rmsprop(
+  schedule: optax.Schedule,
+  *,
+  momentum: float,
+  weight_decay: float,
+  adapter_multiplier: float,
+) -> optax.GradientTransformation:
+  """RMSProp as EfficientNets are trained with (Tan and Le 2019).
+
+  Decay 0.9, epsilon 0.001 inside the root and squares that start at 1, which
+  are TensorFlow's; see `nesterov_sgd` for the arguments.
+  """
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay),
+    optax.rmsprop(
+      schedule,
+      decay=0.9,
+      eps=1e-3,
+      initial_scale=1.0,
+      eps_in_sqrt=True,
+      momentum=momentum,
+    ),
     optax.masked(optax.scale(adapter_multiplier), _adapter_mask),
   )
 

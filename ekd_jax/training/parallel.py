@@ -98,6 +98,35 @@ def shard(tree: Any, devices: Devices) -> Any:
   return jax.tree.map(parts, tree)
 
 
+def own_rows(batch_size: int, devices: Devices) -> slice:
+  """The rows of a global batch that this process's devices take.
+
+  Args:
+    batch_size: a multiple of the number of devices.
+    devices: all of them; those of a process lie next to each other.
+  """
+  local = batch_size // len(devices)
+  mine = [
+    index
+    for index, device in enumerate(devices)
+    if device.process_index == jax.process_index()
+  ]
+  return slice(mine[0] * local, (mine[-1] + 1) * local)
+
+
+def shard_own(tree: Any, devices: Devices) -> Any:
+  """As `shard`, of arrays that have this process's rows only."""
+  sharding = _device_axis(devices)
+  count = len(sharding.addressable_devices)
+
+  def parts(array: np.ndarray) -> jax.Array:
+    array = array.reshape(count, len(array) // count, *array.shape[1:])
+    shape = (len(devices), *array.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, array, shape)
+
+  return jax.tree.map(parts, tree)
+
+
 def unreplicate(tree: Any) -> Any:
   """Copies one device's share of every array to the host, as NumPy arrays.
 

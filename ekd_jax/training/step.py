@@ -36,7 +36,7 @@ def init_state(method: Method, info: DatasetInfo, seed: int) -> Any:
   """The state of step 0: {"method", "keys", "step"}."""
   keys = root_keys(seed)
   batch = {
-    "image": jnp.zeros((1, *info.image_shape), jnp.float32),
+    "image": jnp.zeros((1, *info.input_shape), jnp.float32),
     "label": jnp.zeros((1,), jnp.int32),
   }
   rng = jax.random.wrap_key_data(keys["init"])
@@ -78,7 +78,7 @@ def make_train_step(
     stop: jax.Array | None = None,
   ) -> tuple[Any, dict[str, jax.Array]]:
     step = state["step"]
-    keys = jax.tree.map(jax.random.wrap_key_data, state["keys"])
+    key = jax.random.wrap_key_data(state["keys"]["augment"])
     local = batch_size // jax.lax.axis_size(AXIS_NAME)
     first = jax.lax.axis_index(AXIS_NAME) * local
 
@@ -88,13 +88,13 @@ def make_train_step(
     position = (step % steps_per_epoch) * batch_size
     rows = own(jax.lax.dynamic_slice_in_dim(order, position, batch_size))
     choices = augment.draw(
-      jax.random.fold_in(keys["augment"], step),
+      jax.random.fold_in(key, step),
       batch_size,
       padding=info.crop_padding,
       flip=info.flip,
     )
     images = augment.apply(
-      examples["image"][rows],
+      augment.enlarge(examples["image"][rows], info.side),
       jax.tree.map(own, choices),
       padding=info.crop_padding,
     )
@@ -102,16 +102,51 @@ def make_train_step(
       "image": augment.normalize(images, mean=info.mean, std=info.std),
       "label": examples["label"][rows],
     }
-    method_state, metrics = method.train_step(
-      state["method"], batch, jax.random.fold_in(keys["method"], step)
-    )
-    next_state = {
-      "method": method_state,
-      "keys": state["keys"],
-      "step": step + 1,
-    }
-    if stop is not None:
-      metrics = metrics | {STOP: jax.lax.pmax(stop, AXIS_NAME)}
-    return next_state, metrics
+    return _advance(method, state, batch, stop)
 
   return train_step
+
+
+def make_stream_step(
+  method: Method, info: DatasetInfo
+) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+  """Builds the step of one device for batches that workers made.
+
+  Args:
+    method: what is trained.
+    info: how images are normalised; they are cropped and mirrored already.
+
+  Returns:
+    (state, batch) -> (state, metrics), as `make_train_step`; batch is
+    {"image": [n, H, W, C] uint8, "label": [n]}, the device's rows.
+  """
+
+  def train_step(
+    state: Any, batch: dict[str, jax.Array], stop: jax.Array | None = None
+  ) -> tuple[Any, dict[str, jax.Array]]:
+    images = augment.normalize(batch["image"], mean=info.mean, std=info.std)
+    return _advance(method, state, {**batch, "image": images}, stop)
+
+  return train_step
+
+
+def _advance(
+  method: Method,
+  state: Any,
+  batch: dict[str, jax.Array],
+  stop: jax.Array | None,
+) -> tuple[Any, dict[str, jax.Array]]:
+  """The method's step on a batch, and what the loop's state has besides."""
+  step = state["step"]
+  key = jax.random.wrap_key_data(state["keys"]["method"])
+  method_state, metrics = method.train_step(
+    state["method"], batch, jax.random.fold_in(key, step)
+  )
+  next_state = {
+    "method": method_state,
+    "keys": state["keys"],
+    "step": step + 1,
+  }
+  if stop is not None:
+    metrics = metrics | {STOP: jax.lax.pmax(stop, AXIS_NAME)}
+  return next_state, metrics

@@ -5,7 +5,6 @@ Real processes with two devices each, talking over gloo on this machine.
 
 import shutil
 import signal
-import socket
 import time
 
 import numpy as np
@@ -15,15 +14,9 @@ from ekd_jax import run_directory
 from tests import runs
 
 
-def _free_port():
-  with socket.socket() as listener:
-    listener.bind(("localhost", 0))
-    return listener.getsockname()[1]
-
-
 def _pair(folder, *more, script=runs.EXPERIMENT, count=2, port=None):
   """The processes of one training, each with a working directory of its own."""
-  port = port or _free_port()
+  port = port or runs.free_port()
   processes = []
   for number in range(count):
     (folder / f"host_{number}").mkdir(parents=True, exist_ok=True)
@@ -129,7 +122,7 @@ def test_waiting_for_the_others_ends_with_advice(number, tmp_path):
   process = runs.start(
     runs.EXPERIMENT, *runs.SMALL, "--run-dir", "run", "--distributed",
     "--num-processes", 2, "--process-id", number, "--join-timeout", 3,
-    "--coordinator-address", f"localhost:{_free_port()}", cwd=tmp_path,
+    "--coordinator-address", f"localhost:{runs.free_port()}", cwd=tmp_path,
   )  # fmt: skip
   ((code, said, err),) = _ended([process])
   assert code == 2, err

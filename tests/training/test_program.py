@@ -166,7 +166,7 @@ def test_no_stack_of_shifted_maps_repeats_the_relu_before_it():
 def test_maps_of_every_norm_are_written_where_they_are_computed(
   network, norms, looped_norms
 ):
-  """By `batch_norm._compute_once`, which the compiler must not see through."""
+  """By `once.compute_once`, which the compiler must not see through."""
   text = compiled("split", **network).as_text()
   kept = re.findall(
     rf"= \(f32\[\d+,\d+,\d+,{BATCH}\]\S+, pred\[\]\S*\) while\(", text
@@ -287,7 +287,7 @@ def test_lax_maps_are_transposed_many_times_on_a_cpu():
 # --- arithmetic -------------------------------------------------------------
 
 
-def without_arithmetic(maps, kernel, stride, remat=False):
+def without_arithmetic(maps, kernel, stride=1, **kind):
   """In the place of a convolution: one number at every place of the result.
 
   A number of what it is given, gradients likewise, so that nothing which leads
