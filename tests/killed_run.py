@@ -12,15 +12,15 @@ from ekd_jax import cli
 from ekd_jax.config import Config
 from ekd_jax.training.logs import ConsoleLog
 
-last_step = int(sys.argv[1])
 show_step = ConsoleLog.step
 
 
 def step(self, **shown):
   show_step(self, **shown)
-  if shown["step"] == last_step:
+  if shown["step"] == int(sys.argv[1]):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-ConsoleLog.step = step
-cli.main(Config(), "A run that is killed.", ["train", *sys.argv[2:]])
+if __name__ == "__main__":  # Processes that read images import this file too.
+  ConsoleLog.step = step
+  cli.main(Config(), "A run that is killed.", ["train", *sys.argv[2:]])

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 
@@ -52,6 +53,13 @@ def start(*arguments, cwd, devices=4, optimized=False, variables=None):
   )
 
 
+def free_port():
+  """Where the processes of a training can meet."""
+  with socket.socket() as listener:
+    listener.bind(("localhost", 0))
+    return listener.getsockname()[1]
+
+
 def finish(process, *, code=0):
   """Waits for a process, which must end with `code`; returns its output."""
   out, err = process.communicate()
@@ -95,7 +103,7 @@ def assert_same_result(run_a, run_b):
     assert (run_a / name).read_bytes() == (run_b / name).read_bytes(), name
 
 
-def assert_close(run_a, run_b, tolerance=1e-5):
+def assert_close(run_a, run_b, tolerance=1e-5, examples=360):
   """The same work in both runs, and the same numbers but for rounding."""
   a, b = (
     {
@@ -109,7 +117,7 @@ def assert_close(run_a, run_b, tolerance=1e-5):
     if where[0] == "step":
       assert line["loss"] == pytest.approx(b[where]["loss"], rel=tolerance)
     if where[0] == "test":
-      assert line["examples"] == b[where]["examples"] == 360
+      assert line["examples"] == b[where]["examples"] == examples
   for (path, value), (expected_path, expected) in zip(
     *(
       jax.tree_util.tree_leaves_with_path(

@@ -80,9 +80,8 @@ def method(config, total_steps):
     }
 
   def train_step(state, batch, rng):
-    noise = 0.1 * jax.random.normal(rng, (classes,))
-
-    def loss_function(params, mean):
+    def loss_function(params, mean, batch, rng):
+      noise = 0.1 * jax.random.normal(rng, (classes,))
       mean = 0.9 * mean + 0.1 * pixels(batch["image"]).mean(0)
       outputs = logits(params, mean, batch["image"])
       terms = {
@@ -97,7 +96,9 @@ def method(config, total_steps):
       loss = sum(terms.values())
       return loss, (mean, {"loss": loss, **terms, **metrics})
 
-    return update.gradient_step(state, loss_function, optimizer, dict)
+    return update.gradient_step(
+      state, batch, rng, loss_function, optimizer, dict
+    )
 
   def predict(state, images):
     return update.with_ensemble(

@@ -34,7 +34,7 @@ MISTAKES = [
   ("--ratios .5,", "--ratios: '.5,' is not a comma-separated list"),
   ("--ratios ''", "--ratios: '' is not a comma-separated list"),
   ("--seeds 0,x", "--seeds: '0,x' is not a comma-separated list"),
-  ("--dataset imagenet", "choose one of cifar100, cifar10, digits"),
+  ("--dataset mnist", "choose one of cifar100, cifar10, svhn, imagenet"),
   ("--method edk", "--method edk is not possible: choose one of ekd, solo"),
   ("--precision float16", "choose one of float32, bfloat16"),
   ("--batch-norm sync", "choose one of global, local"),
@@ -69,7 +69,45 @@ MISTAKES = [
   ("--widths .5,.25", "--widths starts with 0.5: the full network, 1, must"),
   ("--widths 1,.05", "width 0.05 leaves a stage without channels"),
   ("--widths 1,1.5", "--widths is 1,1.5"),
+  # Other networks.
+  ("--network densnet", "--network densnet is not known (did you mean dense"),
+  ("--network densenet", "--variant is missing: densenet is one of 12/100"),
+  ("--network densenet --variant 12/101", "--variant is 12/101: densenet is"),
+  ("--network densenet --variant 0/100", "--variant is 0/100"),
+  ("--network efficientnet --variant b9", "--variant is b9: efficientnet is"),
+  ("--network imagenet_resnet --variant 19", "is one of 18, 34, 50, 101"),
+  ("--variant 18", "--variant 18 was given with --network resnet, which has"),
+  ("--network nowhere:family", "there is no module nowhere"),
+  ("--network json:family", "json has no family"),
+  (
+    "--network efficientnet --variant b0 --image-size 31",
+    "images of 31 pixels are too small for efficientnet_b0: use --image-size "
+    "32 or more",
+  ),
+  (
+    "--network densenet --variant 12/100 --ratios .67",
+    "ratio 0.67 cannot be reached: the nearest network removes 0.6",
+  ),
+  (
+    "--network imagenet_resnet --variant 50 --image-size 32 --widths 1,.001",
+    "width 0.001 leaves a stage without channels",
+  ),
+  ("--image-size 0", "--image-size is 0"),
+  ("--accumulate 0", "--accumulate is 0"),
   # Things that do not go together.
+  ("--compile", "--compile was given without --plan"),
+  ("--crop rotated", "--crop was given with --dataset digits"),
+  ("--skip-broken", "--skip-broken was given with --dataset digits"),
+  ("--workers 2", "--workers was given with --dataset digits"),
+  ("--num-classes 3", "--num-classes was given with --dataset digits"),
+  (
+    "--dataset folder --data-dir . --crop-padding 4",
+    "--crop-padding was given with --dataset folder",
+  ),
+  (
+    "--dataset imagenet --data-dir . --download",
+    "--download was given with --dataset imagenet",
+  ),
   ("--with-solo --method solo", "--with-solo was given with --method solo"),
   # Several processes.
   ("--num-processes 2", "--num-processes was given without --distributed"),
@@ -104,6 +142,9 @@ MISTAKES = [
   ("--dataset cifar100 --data-dir nowhere", "which does not exist"),
   ("--dataset cifar10 --data-dir ../foreign", "has no cifar10"),
   ("--dataset cifar100 --data-dir ../file", "is a file"),
+  ("--dataset folder", "--dataset folder needs --data-dir DIR"),
+  ("--dataset folder --data-dir ../foreign", "has no folder train/"),
+  ("--dataset svhn --data-dir ../foreign", "has no svhn"),
   # Batches.
   (
     "--train-examples 31",
@@ -114,6 +155,10 @@ MISTAKES = [
     "--batch-size is 30, which does not divide by the 4 devices: use 28 or 32",
   ),
   ("--batch-size 3", "by the 4 devices: use 4"),
+  (
+    "--batch-size 32 --accumulate 3",
+    "by the 4 devices times 3 micro-batches: use 24 or 36",
+  ),
   # Directories.
   ("--run-dir ../file", "is a file: name a directory"),
   ("--run-dir ../file/run", "cannot be written"),

@@ -71,7 +71,7 @@ def test_help_names_every_option_with_its_default(capsys):
   assert "Trains." in shown
   text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", shown).split())
   assert "Learning rate at the start. (default: 0.1)" in text
-  assert "Nesterov momentum, in [0, 1). (default: 0.9)" in text
+  assert "Momentum, in [0, 1). (default: 0.9)" in text
 
 
 def test_planning_and_helping_load_nothing_heavy(tmp_path):
