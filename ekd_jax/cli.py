@@ -33,7 +33,12 @@ from ekd_jax.errors import UserError
 _QUICK_NETWORKS = {
   "densenet": {"variant": "12/22", "ratios": (0.5, 0.8, 0.95)},
   "imagenet_resnet": {"variant": "18", "image_size": 32},
-  "efficientnet": {"variant": "b0", "image_size": 32, "crop_padding": None},
+  "efficientnet": {
+    "variant": "b0",
+    "image_size": 32,
+    "crop_padding": None,
+    "learning_rate": 0.002,  # Of RMSProp; with 0.05 nothing is learnt.
+  },
 }
 QUICK = {
   "dataset": "digits",

@@ -5,8 +5,12 @@ import numpy as np
 import optax
 import pytest
 
-from ekd_jax.training.optimizers import nesterov_sgd, step_schedule
-from tests.reference.optimizers import TorchSGD
+from ekd_jax.training.optimizers import (
+  nesterov_sgd,
+  rmsprop,
+  step_schedule,
+)
+from tests.reference.optimizers import TensorFlowRMSProp, TorchSGD
 
 
 def schedule(total_steps=200, drops=(0.5, 0.75)):
@@ -104,6 +108,35 @@ def test_steps_equal_those_of_torch(momentum, weight_decay, adapters):
     for path, gradient in leaves(gradients).items():
       own_rate = rate * 0.5 if path[0] == "adapters" else rate
       expected[path] = torch[path].step(expected[path], gradient, own_rate)
+    for path, value in leaves(params).items():
+      np.testing.assert_allclose(
+        value, expected[path], rtol=1e-5, atol=1e-6, err_msg=f"{step} {path}"
+      )
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("weight_decay", [0.05, 0.0])
+def test_rmsprop_steps_equal_those_of_tensorflow(momentum, weight_decay):
+  optimizer = rmsprop(
+    schedule(8),
+    momentum=momentum,
+    weight_decay=weight_decay,
+    adapter_multiplier=0.5,
+  )
+  params = random_tree(0)
+  expected = leaves(params)
+  reference = {
+    path: TensorFlowRMSProp(momentum, weight_decay, epsilon=0.001)
+    for path in expected
+  }
+  state = optimizer.init(params)
+  for step, rate in enumerate([0.1] * 4 + [0.01] * 2 + [0.001] * 2, start=1):
+    gradients = random_tree(step)
+    updates, state = optimizer.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+    for path, gradient in leaves(gradients).items():
+      own_rate = rate * 0.5 if path[0] == "adapters" else rate
+      expected[path] = reference[path].step(expected[path], gradient, own_rate)
     for path, value in leaves(params).items():
       np.testing.assert_allclose(
         value, expected[path], rtol=1e-5, atol=1e-6, err_msg=f"{step} {path}"
