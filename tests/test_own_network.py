@@ -92,11 +92,12 @@ def test_a_killed_training_goes_on_in_the_middle_of_an_epoch(folder):
   flags = [*FLAGS[1:-1], "KILLED", "--checkpoint-minutes", "1e-9"]
   own = ["--network", "my_network:family"]
   killed = runs.start(
-    runs.KILLED_RUN, "2", *flags, *own, cwd=folder, devices=2
+    runs.KILLED_RUN, "3", *flags, *own, cwd=folder, devices=2
   )
   runs.finish(killed, code=runs.KILLED)
   out = runs.python(FLAGS[0], *flags, cwd=folder, devices=2)
-  assert "resuming at step 1 of 6" in out
+  # Three steps an epoch; the last save before the kill may be lost.
+  assert "resuming at step 1 of 6" in out or "resuming at step 2 of 6" in out
   runs.assert_same_result(folder / "RUN", folder / "KILLED")
 
 
