@@ -42,9 +42,11 @@ class Options:
   batch_size: int = 128
 
   # Worker processes, one row of the table each; 0 are threads.
-  workers: Annotated[
-    tuple[int, ...], tyro.conf.arg(metavar="N N ...")
-  ] = (0, 1, 2)
+  workers: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N N ...")] = (
+    0,
+    1,
+    2,
+  )
 
   # Batches of each measurement.
   batches: int = 20

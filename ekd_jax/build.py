@@ -60,9 +60,7 @@ def load_data(config: Config) -> data.Dataset | data.LargeDataset:
   }
   if info.streamed:
     return data.large.load(info, config.data_dir, **numbers)
-  dataset = data.load(
-    config.dataset, config.data_dir, download=config.download
-  )
+  dataset = data.load(config.dataset, config.data_dir, download=config.download)
   dataset = dataclasses.replace(dataset, info=info)
   return data.restrict(dataset, **numbers)
 
@@ -124,9 +122,7 @@ def _own_network(where: str) -> Callable[..., Family]:
       "finds, such as a file of that name in this directory"
     ) from error
   except AttributeError as error:
-    raise UserError(
-      f"--network {where}: {module} has no {function}"
-    ) from error
+    raise UserError(f"--network {where}: {module} has no {function}") from error
 
 
 @functools.lru_cache
@@ -164,9 +160,7 @@ def schedule(config: Config, total_steps: int) -> Any:
   )
 
 
-def optimizer(
-  config: Config, total_steps: int
-) -> optax.GradientTransformation:
+def optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
   """The optimizer that the config names."""
   rmsprop = config.optimizer == "rmsprop"
   return (optimizers.rmsprop if rmsprop else optimizers.nesterov_sgd)(

@@ -103,7 +103,8 @@ def parse(
   """The config that the arguments ask for, not yet resolved.
 
   Raises:
-    UserError: an unknown flag, or a value of the wrong type.
+    UserError: an unknown flag, a value of the wrong type, or a flag that is
+      for another network.
   """
   if "--quick" in arguments:
     quick = QUICK | _QUICK_NETWORKS.get(defaults.network, {})
@@ -119,6 +120,12 @@ def parse(
       description=description,
       args=list(arguments),
       config=(tyro.conf.FlagCreatePairsOff,),
+    )
+  if _given("--depth", arguments) and config.network != "resnet":
+    own = config.network not in configs.VARIANTS
+    raise UserError(
+      f"--depth {config.depth} was given with --network {config.network}, "
+      "which has none: leave it out" + ("" if own else ", --variant says which")
     )
   if data.info(config.dataset).streamed and not _given(
     "--crop-padding", arguments

@@ -177,7 +177,7 @@ class Config:
   validation_examples: Integer = 0
 
   # Passes over the training images; if not set, those of the recipe: cifar100
-  # 450, cifar10 350, digits 40.
+  # 450, cifar10 350, svhn 50, imagenet and folder 100, digits 40.
   epochs: OptionalInteger = None
 
   # Images per step, over all devices.

@@ -71,9 +71,7 @@ def test_it_trains(folder):
   assert full["params"] == kernels + 2 * (32 + 32 + 64 + 128) + 128 * 3 + 3
   assert thin["ratio"] == pytest.approx(0.5, abs=0.02)
   assert full["macs"] == (
-    27 * 32 * 256
-    + 9 * (32 * 32 * 64 + 32 * 64 * 16 + 64 * 128 * 4)
-    + 128 * 3
+    27 * 32 * 256 + 9 * (32 * 32 * 64 + 32 * 64 * 16 + 64 * 128 * 4) + 128 * 3
   )
   line = json.loads(
     (folder / "RUN" / "metrics.jsonl").read_text().splitlines()[-1]
@@ -91,9 +89,7 @@ def test_a_killed_training_goes_on_in_the_middle_of_an_epoch(folder):
   """Streamed images too: the same end, to the bit."""
   flags = [*FLAGS[1:-1], "KILLED", "--checkpoint-minutes", "1e-9"]
   own = ["--network", "my_network:family"]
-  killed = runs.start(
-    runs.KILLED_RUN, "3", *flags, *own, cwd=folder, devices=2
-  )
+  killed = runs.start(runs.KILLED_RUN, "3", *flags, *own, cwd=folder, devices=2)
   runs.finish(killed, code=runs.KILLED)
   out = runs.python(FLAGS[0], *flags, cwd=folder, devices=2)
   # Three steps an epoch; the last save before the kill may be lost.

@@ -56,13 +56,13 @@ class DatasetInfo:
     return (self.side or height, self.side or width, channels)
 
 
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 # The CIFAR means and deviations are the published statistics of the training
 # images, in the four digits that the distillation literature uses. The
 # CIFAR-10 deviations among them are the customary ones: means of per-image
 # deviations, smaller than that of all pixels together (.247, .243, .262).
 # Everybody's numbers depend on them, so they are kept.
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _INFO = {
   "cifar100": DatasetInfo(
     name="cifar100",
@@ -176,7 +176,7 @@ def info(name: str) -> DatasetInfo:
   """Returns the facts about a data set, without reading any data.
 
   Args:
-    name: "cifar100", "cifar10" or "digits".
+    name: "cifar100", "cifar10", "svhn", "imagenet", "folder" or "digits".
 
   Raises:
     UserError: there is no data set of that name.

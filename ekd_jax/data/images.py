@@ -122,8 +122,9 @@ def _random_part(
   for _ in range(_TRIES):
     area = width * height * source.uniform(*_AREA)
     proportion = np.exp(source.uniform(*np.log(_PROPORTION)))
-    wide, high = round((area * proportion) ** 0.5), round(
-      (area / proportion) ** 0.5
+    wide, high = (
+      round((area * proportion) ** 0.5),
+      round((area / proportion) ** 0.5),
     )
     if 0 < wide <= width and 0 < high <= height:
       left = int(source.integers(0, width - wide + 1))

@@ -89,9 +89,7 @@ def read(data_dir: str | os.PathLike | None, may_download: bool) -> Arrays:
   return tuple(arrays)
 
 
-def _read_file(
-  path: epath.Path, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _read_file(path: epath.Path, count: int) -> tuple[np.ndarray, np.ndarray]:
   # Takes 0.3 s, and is needed by those who read such a file only.
   import scipy.io
 

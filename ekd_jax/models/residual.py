@@ -69,9 +69,9 @@ class Bottleneck(nn.Module):
     shortcut = _shortcut(self, x, train=train)
     x = conv("conv_0", self.inner, 1, **kind)(x)
     x = norm("norm_0")(x, train=train)
-    x = conv(
-      "conv_1", self.inner, 3, self.stride, groups=self.groups, **kind
-    )(x)
+    x = conv("conv_1", self.inner, 3, self.stride, groups=self.groups, **kind)(
+      x
+    )
     x = norm("norm_1")(x, train=train)
     x = conv("conv_2", self.channels, 1, **kind)(x)
     return norm("norm_2")(x, residual=shortcut, train=train)

@@ -196,9 +196,7 @@ def max_pool(x: jax.Array) -> jax.Array:
   return x
 
 
-def _tap_groups(
-  size: int, stride: int, pad: int
-) -> list[tuple[int, int, int]]:
+def _tap_groups(size: int, stride: int, pad: int) -> list[tuple[int, int, int]]:
   """The taps of a kernel by the phase of the rows (or columns) they meet.
 
   Tap t of output i meets x[stride i + t - pad]. The taps first, first + stride,

@@ -77,6 +77,11 @@ MISTAKES = [
   ("--network efficientnet --variant b9", "--variant is b9: efficientnet is"),
   ("--network imagenet_resnet --variant 19", "is one of 18, 34, 50, 101"),
   ("--variant 18", "--variant 18 was given with --network resnet, which has"),
+  (
+    "--network densenet --variant 12/100 --depth 40",
+    "--depth 40 was given with --network densenet, which has none: leave it "
+    "out, --variant says which",
+  ),
   ("--network nowhere:family", "there is no module nowhere"),
   ("--network json:family", "json has no family"),
   (
@@ -179,7 +184,9 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
   flags, said, folder, capsys
 ):
   before = runs.contents(folder)
-  line = error(capsys, lambda: main(FINE + flags))
+  # Its --depth is the CIFAR ResNet's.
+  fine = FINE.replace("--depth 8 ", "") if "--network" in flags else FINE
+  line = error(capsys, lambda: main(fine + flags))
   assert said in line
   assert runs.contents(folder) == before
 

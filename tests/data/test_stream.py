@@ -73,9 +73,9 @@ def test_images_are_those_of_their_labels():
   assert batch["image"].shape == (BATCH, SIDE, SIDE, 3)
   assert batch["image"].dtype == np.uint8
   for image, label in zip(batch["image"], batch["label"], strict=True):
-    np.testing.assert_array_equal(image, np.broadcast_to(
-      np.array([label, 100, 200]), image.shape
-    ))
+    np.testing.assert_array_equal(
+      image, np.broadcast_to(np.array([label, 100, 200]), image.shape)
+    )
 
 
 def test_each_process_makes_its_own_rows_of_the_same_batch():
@@ -118,9 +118,7 @@ def test_a_part_is_numbered_from_its_own_start():
 
 
 def broken_step(source):
-  return next(
-    step for step in range(6) if (source[step]["broken"] >= 0).any()
-  )
+  return next(step for step in range(6) if (source[step]["broken"] >= 0).any())
 
 
 def test_a_broken_file_stops_with_its_name():

@@ -149,12 +149,14 @@ def test_less_is_kept_for_the_gradient_in_the_plain_layout():
 
     def backward(params):
       return jax.vjp(
-        lambda params: module.apply(
-          {**variables, "params": params},
-          images,
-          train=True,
-          mutable=["batch_stats"],
-        )[0].logits,
+        lambda params: (
+          module.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+          )[0].logits
+        ),
         params,
       )[1]
 

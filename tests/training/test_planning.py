@@ -41,9 +41,7 @@ def test_micro_batches_take_less(tmp_path):
   options = {"batch_size": 1024, "train_examples": 1024, "ratios": (0.9,)}
 
   def taken(accumulate):
-    config = tiny.config(
-      tmp_path, **options, conv="lax", accumulate=accumulate
-    )
+    config = tiny.config(tmp_path, **options, conv="lax", accumulate=accumulate)
     return planning.method_bytes(config, build.method(config, 1), 1024)
 
   assert taken(accumulate=16) < taken(accumulate=1) / 2
