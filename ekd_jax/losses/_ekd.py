@@ -14,12 +14,16 @@ features towards the thin ones, nor the ensemble its logits towards one member.
 
 from collections.abc import Sequence
 
-import chex
 import jax
 import jax.numpy as jnp
-import optax
 
-from ekd_jax.losses import _checks, _distillation, _ensemble, _feature
+from ekd_jax.losses import (
+  _checks,
+  _distillation,
+  _ensemble,
+  _feature,
+  _labels,
+)
 
 _MAP = "[N, ..., C]"
 
@@ -114,7 +118,7 @@ def ekd_loss(
   _checks.check_weight("distill_weight", distill_weight)
 
   ensemble = _ensemble.ensemble_logits(logits)
-  label = [_label_loss(z, labels) for z in logits]
+  label = [_labels.label_loss(z, labels) for z in logits]
   distill = [
     _distillation.distillation_loss(
       z, ensemble, temperature=temperature, stop_teacher_gradient=True
@@ -132,11 +136,11 @@ def ekd_loss(
     for student, teacher in zip(features, teacher_features, strict=True)
   ]
   terms = {
-    "label": _batch_means(label),
-    "feature": _batch_means(feature).reshape(
+    "label": _labels.batch_means(label),
+    "feature": _labels.batch_means(feature).reshape(
       len(student_features), len(teacher_features)
     ),
-    "distill": _batch_means(distill),
+    "distill": _labels.batch_means(distill),
   }
   weights = {
     "label": label_weight,
@@ -150,23 +154,6 @@ def ekd_loss(
   return loss, terms
 
 
-def _label_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  labels = jnp.asarray(labels, jnp.int32)
-  # A label of K or more already selects NaN, but a negative one would count
-  # from the last class: padding marked -1 would quietly train that class.
-  labels = jnp.where(labels < 0, logits.shape[-1], labels)
-  return optax.losses.softmax_cross_entropy_with_integer_labels(
-    jnp.asarray(logits, jnp.float32), labels
-  )
-
-
-def _batch_means(losses: Sequence[jax.Array]) -> jax.Array:
-  # Without thinner members or blocks there is no feature loss to stack.
-  if not losses:
-    return jnp.zeros((0,), jnp.float32)
-  return jnp.mean(jnp.stack(losses), axis=1)
-
-
 def _check_arrays(
   logits: Sequence[jax.Array],
   labels: jax.Array,
@@ -174,22 +161,7 @@ def _check_arrays(
   teacher_features: Sequence[jax.Array],
   feature_batch_axis: int,
 ) -> None:
-  _checks.assert_members("logits", logits, "[N, K]")
-  shape = logits[0].shape
-  _checks.assert_true(
-    len(shape) == 2 and shape[0] >= 1,
-    f"logits must be arrays of shape [N, K] with N >= 1, got {shape}",
-  )
-  batch_size = shape[0]
-
-  expected = f"labels must be an integer array [N] with N = {batch_size}"
-  _checks.assert_true(
-    hasattr(labels, "shape") and hasattr(labels, "dtype"),
-    f"{expected}, got {type(labels).__name__}",
-  )
-  chex.assert_type(labels, int, custom_message=expected)
-  chex.assert_shape(labels, (batch_size,), custom_message=expected)
-
+  batch_size = _labels.assert_batch(logits, labels)
   _checks.assert_sequence(
     "teacher_features", teacher_features, f"B arrays {_MAP}, one per block"
   )

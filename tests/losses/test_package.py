@@ -14,11 +14,19 @@ import ekd_jax
 from ekd_jax import losses
 
 PUBLIC = [
+  "attention_loss",
+  "attention_map",
   "distillation_loss",
+  "diversity_loss",
   "ekd_loss",
   "ensemble_logits",
   "feature_loss",
+  "ffl_loss",
   "mutual_learning_loss",
+  "normalized_feature_loss",
+  "pcl_loss",
+  "ramp_up",
+  "shifted_features",
 ]
 
 

@@ -131,3 +131,108 @@ def ekd_logit_gradients(
       (label_weight * label + distill_weight * distill) / len(labels)
     )
   return gradients
+
+
+def ramp_up(epoch, length):
+  """exp(-5 (1 - e / L)^2), e between 0 and L."""
+  if length == 0:
+    return 1.0
+  done = min(max(epoch, 0), length) / length
+  return np.exp(-5 * (1 - done) ** 2)
+
+
+def ffl_loss(logits, fused, labels, temperature, weight):
+  """Labels for all; fused teaches each, their mean teaches fused."""
+
+  def distill(student, teacher):
+    return distillation_loss(student, teacher, temperature).mean()
+
+  mean = np.mean([np.asarray(z, np.float64) for z in logits], axis=0)
+  terms = {
+    "label": [cross_entropy(z, labels).mean() for z in logits],
+    "fused_label": cross_entropy(fused, labels).mean(),
+    "distill": [distill(z, fused) for z in logits],
+    "fused_distill": distill(fused, mean),
+  }
+  loss = np.sum(terms["label"]) + terms["fused_label"]
+  loss += weight * (np.sum(terms["distill"]) + terms["fused_distill"])
+  return loss, terms
+
+
+def pcl_loss(logits, ensemble, mean_teachers, labels, temperature, weight):
+  """Labels, the ensemble, and the mean of the others' mean teachers."""
+
+  def distill(student, teacher):
+    return distillation_loss(student, teacher, temperature).mean()
+
+  terms = {
+    "label": [cross_entropy(z, labels).mean() for z in logits],
+    "ensemble_label": cross_entropy(ensemble, labels).mean(),
+    "ensemble": [distill(z, ensemble) for z in logits],
+    "mean_teacher": [
+      np.mean([distill(z, t) for j, t in enumerate(mean_teachers) if j != i])
+      for i, z in enumerate(logits)
+    ],
+  }
+  loss = np.sum(terms["label"]) + terms["ensemble_label"]
+  loss += weight * (np.sum(terms["ensemble"]) + np.sum(terms["mean_teacher"]))
+  return loss, terms
+
+
+def attention_map(features):
+  """Means over channels of squares: [N, H, W, C] -> [N, H, W]."""
+  return (np.asarray(features, np.float64) ** 2).mean(-1)
+
+
+def _unit(row):
+  return row / max(np.sqrt((row**2).sum()), 1e-12)
+
+
+def normalized_feature_loss(student, teacher):
+  """Mean of (s / |s| - t / |t|)^2 over one example: [N, ...] -> [N]."""
+  pairs = zip(
+    np.asarray(student, np.float64),
+    np.asarray(teacher, np.float64),
+    strict=True,
+  )
+  return np.array([((_unit(s) - _unit(t)) ** 2).mean() for s, t in pairs])
+
+
+def attention_loss(student, teacher):
+  return normalized_feature_loss(attention_map(student), attention_map(teacher))
+
+
+def _turned_around(attention, normalized):
+  """Place by place: less than the threshold, at it, and above it."""
+  flat = attention.ravel()
+  length = 1.0 if normalized else np.sqrt((flat**2).sum())
+  unit = _unit(flat)
+  threshold = sorted(unit)[len(unit) // 3 - 1]
+  target = np.array(
+    [
+      length - y if y > threshold else y if y < threshold else length / 2
+      for y in unit
+    ]
+  )
+  return unit, target, length
+
+
+def diversity_loss(student, peer, normalized=False):
+  """[N, H, W, C] twice -> [N]."""
+  losses = []
+  for s, p in zip(attention_map(student), attention_map(peer), strict=True):
+    _, target, _ = _turned_around(p, normalized)
+    losses.append(((_unit(s.ravel()) - target) ** 2).mean())
+  return np.array(losses)
+
+
+def shifted_features(features, normalized=False):
+  """[N, H, W, C] -> the same shape."""
+  found = []
+  for maps, attention in zip(
+    np.asarray(features, np.float64), attention_map(features), strict=True
+  ):
+    unit, target, length = _turned_around(attention, normalized)
+    shift = (target - unit) * length / maps.shape[-1]
+    found.append(maps + shift.reshape(attention.shape)[..., None])
+  return np.array(found)

@@ -49,3 +49,27 @@ class TensorFlowRMSProp:
     scaled = gradient / np.sqrt(self.squares + self.epsilon)
     self.buffer = self.momentum * self.buffer + learning_rate * scaled
     return parameter - self.buffer
+
+
+class TorchAdam:
+  """torch.optim.Adam of one parameter, betas .9 and .999, epsilon 1e-8.
+
+  g <- g + weight_decay p;  m <- .9 m + .1 g;  v <- .999 v + .001 g^2;
+  p <- p - lr (m / (1 - .9^t)) / (sqrt(v / (1 - .999^t)) + 1e-8).
+  """
+
+  def __init__(self, weight_decay):
+    self.weight_decay = weight_decay
+    self.mean = self.square = 0.0
+    self.count = 0
+
+  def step(self, parameter, gradient, learning_rate):
+    """Returns the parameter after one step."""
+    parameter = np.asarray(parameter, np.float64)
+    gradient = gradient + self.weight_decay * parameter
+    self.count += 1
+    self.mean = 0.9 * self.mean + 0.1 * gradient
+    self.square = 0.999 * self.square + 0.001 * gradient**2
+    mean = self.mean / (1 - 0.9**self.count)
+    square = self.square / (1 - 0.999**self.count)
+    return parameter - learning_rate * mean / (np.sqrt(square) + 1e-8)
