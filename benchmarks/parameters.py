@@ -15,11 +15,16 @@ from rich.table import Table
 
 import command_line
 import timing
-from ekd_jax.models import CifarResNet, imagenet_resnet
+from ekd_jax.models import CifarResNet, bottleneck_resnet, imagenet_resnet
+from ekd_jax.models.bottleneck_resnet import BottleneckResNet
 from ekd_jax.models.densenet import DenseNet
 from ekd_jax.models.efficientnet import VARIANTS, EfficientNet
+from ekd_jax.models.googlenet import GoogLeNet
 from ekd_jax.models.imagenet_resnet import ImageNetResNet
 from ekd_jax.models.network import Family
+from ekd_jax.models.plain_densenet import PlainDenseNet
+from ekd_jax.models.vgg import VGG16
+from ekd_jax.models.wide_resnet import WideResNet
 
 WIDTHS = (1.0, 0.8, 0.6, 0.4, 0.2)
 
@@ -46,6 +51,17 @@ def families() -> list[tuple[Family, int]]:
   found += [
     (DenseNet(growth, depth, 10), 10)
     for growth, depth in ((12, 100), (24, 250), (40, 190))
+  ]
+  found += [
+    (family, 100)
+    for family in (
+      DenseNet(12, 40, 100, final_norm=False),
+      PlainDenseNet(12, 40, 100),
+      *(WideResNet(name, 100) for name in ("16-2", "40-2", "28-10")),
+      *(BottleneckResNet(name, 100) for name in bottleneck_resnet.VARIANTS),
+      VGG16(100),
+      GoogLeNet(100),
+    )
   ]
   for name, variant in imagenet_resnet.VARIANTS.items():
     small = name.startswith(("resnext", "wide"))

@@ -74,8 +74,8 @@ class Computation:
       channels, size, stride, self.dtype, self.remat, name=name, **kind
     )
 
-  def norm(self, name: str, *, relu: bool = True) -> nn.Module:
-    """A `layers.BatchNormReLU`."""
+  def norm(self, name: str, *, relu: bool = True, **kind: Any) -> nn.Module:
+    """A `layers.BatchNormReLU`; `kind` are its other attributes."""
     return layers.BatchNormReLU(
-      self.axis_name, relu, self.dtype, self.in_loop, name=name
+      self.axis_name, relu, self.dtype, self.in_loop, name=name, **kind
     )

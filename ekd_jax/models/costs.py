@@ -18,6 +18,12 @@ def convolution(
   return Cost(params=weights, macs=weights * area)
 
 
+def biased_convolution(inputs: int, outputs: int, size: int, area: int) -> Cost:
+  """A convolution with bias."""
+  plain = convolution(inputs, outputs, size, area)
+  return plain + Cost(params=outputs, macs=0)
+
+
 def norm(channels: int) -> Cost:
   """Batch norm's scale and bias."""
   return Cost(params=2 * channels, macs=0)

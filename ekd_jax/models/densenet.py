@@ -16,7 +16,7 @@ from ekd_jax.compression import Cost
 from ekd_jax.errors import UserError
 from ekd_jax.models import costs, layers
 from ekd_jax.models.computation import Computation
-from ekd_jax.models.network import Outputs
+from ekd_jax.models.network import Lower, Outputs
 
 # How far members may be from their ratios. Any less, and DenseNet-BC 12/100
 # would have no member with half of its parameters: there are only twelve.
@@ -67,15 +67,18 @@ class _Transition(nn.Module):
 
 
 class _Branch(nn.Module):
-  compute: Computation
+  """Some of the blocks, and after the last one the head."""
+
+  compute: "DenseNet"
   growth: int
   layers_per_block: int
   num_classes: int
+  blocks: tuple[int, ...] = tuple(range(BLOCKS))
 
   @nn.compact
-  def __call__(self, x: layers.Maps, *, train: bool) -> Outputs:
+  def __call__(self, x: layers.Maps, *, train: bool) -> Outputs | layers.Maps:
     features = []
-    for block in range(BLOCKS):
+    for block in self.blocks:
       for index in range(self.layers_per_block):
         name = f"block_{block}_layer_{index}"
         layer = _Layer(self.compute, self.growth, name=name)
@@ -84,7 +87,14 @@ class _Branch(nn.Module):
         name = f"transition_{block}"
         x = _Transition(self.compute, name=name)(x, train=train)
       features.append(x)
-    x = self.compute.norm("norm")(x, train=train)
+    if self.blocks[-1] < BLOCKS - 1:
+      return x
+    if self.compute.final_norm:
+      x = self.compute.norm("norm")(x, train=train)
+    else:
+      x = layers.relu(x)
+    if len(self.blocks) == 1:
+      features = [x]
     x = layers.GlobalAveragePool()(x)
     head = layers.Dense(
       self.num_classes,
@@ -104,17 +114,21 @@ class DenseNet(Computation):
     depth: d, number of weight layers, 6n + 4.
     num_classes: K.
     image_shape: (H, W, C) of the images; what MACs are counted for.
+    final_norm: whether batch norm comes before the last ReLU; not so in the
+      network of the PCL code.
   """
 
   growth: int
   depth: int
   num_classes: int
   image_shape: tuple[int, int, int] = (32, 32, 3)
+  final_norm: bool = True
 
   @property
   def name(self) -> str:
     """What reports call the network."""
-    return f"densenet_bc_{self.growth}_{self.depth}"
+    suffix = "" if self.final_norm else "_unnormalized"
+    return f"densenet_bc_{self.growth}_{self.depth}{suffix}"
 
   @property
   def layers_per_block(self) -> int:
@@ -145,8 +159,24 @@ class DenseNet(Computation):
     Raises:
       UserError: the width leaves no growth.
     """
+    return self._blocks(width, tuple(range(BLOCKS)))
+
+  def lower(self, width: float) -> nn.Module:
+    """The stem, two blocks and their transitions with `width` of the growth."""
+    return Lower(self.stem(), self._blocks(width, (0, 1)))
+
+  def upper(self, width: float) -> nn.Module:
+    """The last block and the head with `width` of the growth: -> `Outputs`.
+
+    Its maps are those after the last ReLU, of which the head takes the means.
+    """
+    return self._blocks(width, (2,))
+
+  def _blocks(self, width: float, blocks: tuple[int, ...]) -> nn.Module:
     growth = self.growth_at(width)
-    return _Branch(self, growth, self.layers_per_block, self.num_classes)
+    return _Branch(
+      self, growth, self.layers_per_block, self.num_classes, blocks
+    )
 
   def growth_at(self, width: float) -> int:
     """The growth at `width`: truncated, as published.
@@ -176,7 +206,8 @@ class DenseNet(Computation):
         total += costs.convolution(channels, inner, 1, area)
         total += costs.convolution(inner, growth, 3, area)
         channels += growth
-      total += costs.norm(channels)
+      if block < BLOCKS - 1 or self.final_norm:
+        total += costs.norm(channels)
       if block < BLOCKS - 1:
         total += costs.convolution(channels, channels // 2, 1, area)
         channels //= 2

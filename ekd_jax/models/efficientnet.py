@@ -244,6 +244,15 @@ class EfficientNet(Computation):
       self.num_classes,
     )
 
+  def lower(self, width: float) -> nn.Module:
+    """The stem alone: there is no natural last stage."""
+    del width
+    return self.stem()
+
+  def upper(self, width: float) -> nn.Module:
+    """The branch at `width`: -> `Outputs`."""
+    return self.branch(width)
+
   def cost(self, width: float) -> Cost:
     """Parameters and MACs of stem and branch at `width`; see `costs`."""
     height, breadth, image_channels = self.image_shape

@@ -17,7 +17,7 @@ from ekd_jax.compression import Cost
 from ekd_jax.errors import UserError
 from ekd_jax.models import costs, layers, residual
 from ekd_jax.models.computation import Computation
-from ekd_jax.models.network import Outputs
+from ekd_jax.models.network import Lower, Outputs
 
 STEM_CHANNELS = 64
 PLANES = (64, 128, 256, 512)
@@ -135,16 +135,22 @@ class _Stem(nn.Module):
 
 
 class _Branch(nn.Module):
+  """Some of the stages, and after the last one the head."""
+
   compute: Computation
   stages: tuple[_Stage, _Stage, _Stage]
   num_classes: int
+  which: tuple[int, ...] = (1, 2, 3)
 
   @nn.compact
-  def __call__(self, x: layers.Maps, *, train: bool) -> Outputs:
+  def __call__(self, x: layers.Maps, *, train: bool) -> Outputs | layers.Maps:
     features = []
-    for index, stage in enumerate(self.stages, start=1):
+    for index in self.which:
+      stage = self.stages[index - 1]
       x = stage.run(self, self.compute, f"stage_{index}", x, train=train)
       features.append(x)
+    if self.which[-1] < len(self.stages):
+      return x
     x = layers.GlobalAveragePool()(x)
     head = layers.Dense(
       self.num_classes, layers.uniform(x.shape[-1]), name="head"
@@ -198,6 +204,15 @@ class ImageNetResNet(Computation):
       UserError: the width leaves a stage without channels.
     """
     return _Branch(self, self._stages(width), self.num_classes)
+
+  def lower(self, width: float) -> nn.Module:
+    """The stem, and stages two and three at `width`."""
+    stages = self._stages(width)
+    return Lower(self.stem(), _Branch(self, stages, self.num_classes, (1, 2)))
+
+  def upper(self, width: float) -> nn.Module:
+    """Stage four and the head at `width`: -> `Outputs`."""
+    return _Branch(self, self._stages(width), self.num_classes, (3,))
 
   def cost(self, width: float) -> Cost:
     """Parameters and MACs of stem and branch at `width`; see `costs`."""

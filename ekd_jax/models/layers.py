@@ -86,6 +86,28 @@ def arrays_of(features: Sequence[Maps]) -> tuple[list[jax.Array], int]:
   return [_values(maps) for maps in features], 3 if last else 0
 
 
+def axes_of(maps: Maps) -> dict[str, int]:
+  """Which axes are the batch's and the channels', as losses ask for them."""
+  last = isinstance(maps, BatchLast)
+  return {"batch_axis": 3 if last else 0, "channel_axis": _channel_axis(maps)}
+
+
+def like(maps: Maps, values: jax.Array) -> Maps:
+  """Values in the layout of `maps`, as maps."""
+  return BatchLast(values) if isinstance(maps, BatchLast) else values
+
+
+def concatenate(maps: Sequence[Maps]) -> Maps:
+  """Maps of equal sides, their channels one after the other."""
+  values = [_values(each) for each in maps]
+  return like(maps[0], jnp.concatenate(values, _channel_axis(maps[0])))
+
+
+def stop_gradient(maps: Maps) -> Maps:
+  """Maps that are constants to whatever uses them."""
+  return jax.lax.stop_gradient(maps)
+
+
 def _values(maps: Maps) -> jax.Array:
   return maps.values if isinstance(maps, BatchLast) else maps
 
@@ -101,11 +123,7 @@ def _sides(maps: Maps) -> tuple[int, int]:
 
 def _cut(maps: Maps, height: int, breadth: int) -> Maps:
   """The first rows and columns."""
-  return _like(maps, _values(maps)[:, :height, :breadth])
-
-
-def _like(maps: Maps, values: jax.Array) -> Maps:
-  return BatchLast(values) if isinstance(maps, BatchLast) else values
+  return like(maps, _values(maps)[:, :height, :breadth])
 
 
 # A deep network has hundreds of layers of a few shapes. As programs within the
@@ -189,6 +207,24 @@ def fan_out_normal(
   )
 
 
+def fan_in_uniform(
+  rng: jax.Array, shape: Sequence[int], dtype: jnp.dtype
+) -> jax.Array:
+  """Uniform in +-1/sqrt(fan_in), kernel area included: torch's default."""
+  return uniform(math.prod(shape[:-1]))(rng, shape, dtype)
+
+
+def normal(deviation: float) -> Initializer:
+  """Normal with this standard deviation."""
+
+  def init(rng: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
+    return _draw_on_host(
+      rng, shape, dtype, lambda source: source.normal(0, deviation, shape)
+    )
+
+  return init
+
+
 def uniform(fan: int) -> Initializer:
   """Uniform in +-1/sqrt(fan); with the fan in it is torch's default."""
   bound = fan**-0.5
@@ -238,7 +274,7 @@ ones = _constant(1.0)
 
 
 class Convolution(nn.Module):
-  """A square convolution without bias, padded by torch's or TF's custom.
+  """A square convolution, padded by torch's or TF's custom.
 
   Attributes:
     channels: output channels.
@@ -251,6 +287,7 @@ class Convolution(nn.Module):
     padding: "even" is (size - 1) / 2 zeros on all sides; "late" size - stride
       of them, of an odd number one more after than before (EfficientNet).
     kernel_init: how the kernel is drawn.
+    use_bias: whether a bias is added, drawn as torch's default.
   """
 
   channels: int
@@ -261,6 +298,7 @@ class Convolution(nn.Module):
   groups: int = 1
   padding: Literal["even", "late"] = "even"
   kernel_init: Initializer = xavier_normal
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
@@ -273,7 +311,7 @@ class Convolution(nn.Module):
     inputs = channels(x) // self.groups
     shape = (self.size, self.size, inputs, self.channels)
     kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-    x = _like(x, _values(x).astype(self.dtype))
+    x = like(x, _values(x).astype(self.dtype))
     late = self.padding == "late"
     y = _convolve(
       x,
@@ -283,10 +321,44 @@ class Convolution(nn.Module):
       pad=max(self.size - self.stride, 0) // 2 if late else None,
       remat=self.remat,
     )
+    if self.use_bias:
+      init = uniform(self.size**2 * inputs)
+      bias = self.param("bias", init, (self.channels,), jnp.float32)
+      y = _add_bias(y, bias)
     if not late:
       return y
     height, breadth = _sides(x)
     return _cut(y, height // self.stride, breadth // self.stride)
+
+
+class TransposedConvolution(nn.Module):
+  """A 3x3 convolution that doubles the sides; no bias.
+
+  torch's ConvTranspose2d with stride 2, padding 1 and output padding 1, but
+  for the kernel, which is turned by 180 degrees: an ordinary convolution of
+  the maps with zeros between their pixels.
+
+  Attributes:
+    channels: output channels.
+    dtype: compute dtype of the result.
+    kernel_init: how the kernel is drawn.
+  """
+
+  channels: int
+  dtype: jnp.dtype = jnp.float32
+  kernel_init: Initializer = xavier_normal
+
+  @nn.compact
+  def __call__(self, x: Maps) -> Maps:
+    """[N, H, W, C] -> [N, 2 H, 2 W, channels]."""
+    shape = (3, 3, channels(x), self.channels)
+    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+    values = _values(x).astype(self.dtype)
+    # After each row and column one of zeros; H and W are the middle axes.
+    spread = [(0, 0, 0), (0, 1, 1), (0, 1, 1), (0, 0, 0)]
+    zero = jnp.zeros((), self.dtype)
+    spread_out = like(x, jax.lax.pad(values, zero, spread))
+    return _convolve(spread_out, kernel.astype(self.dtype))
 
 
 class BatchNormReLU(nn.Module):
@@ -308,12 +380,14 @@ class BatchNormReLU(nn.Module):
     keep_gradient: whether the gradient of its input is computed once only; see
       `batch_norm_relu`. Right in a compiled loop; no effect in the lax
       formulation.
+    momentum: what part of the running statistics a step keeps.
   """
 
   axis_name: str | None = None
   relu: bool = True
   dtype: jnp.dtype = jnp.float32
   keep_gradient: bool = False
+  momentum: float = batch_norm.MOMENTUM
 
   @nn.compact
   def __call__(
@@ -337,7 +411,7 @@ class BatchNormReLU(nn.Module):
     inputs = values, residual, scale, bias
     axis = _channel_axis(x)
     if not train:
-      return _like(
+      return like(
         x,
         batch_norm.normalize_relu(
           *inputs, mean.value, var.value, self.relu, axis
@@ -348,9 +422,9 @@ class BatchNormReLU(nn.Module):
     )
     for running, batch in ((mean, batch_mean), (var, batch_var)):
       running.value = (
-        batch_norm.MOMENTUM * running.value + (1 - batch_norm.MOMENTUM) * batch
+        self.momentum * running.value + (1 - self.momentum) * batch
       )
-    return _like(x, y)
+    return like(x, y)
 
 
 def swish(maps: Maps) -> Maps:
@@ -375,7 +449,7 @@ def append(maps: Maps, new: Maps) -> Maps:
 
 def add(a: Maps, b: Maps) -> Maps:
   """The sum of maps of the same shape."""
-  return _like(a, _values(a) + _values(b))
+  return like(a, _values(a) + _values(b))
 
 
 def average_pool(maps: Maps) -> Maps:
@@ -385,25 +459,47 @@ def average_pool(maps: Maps) -> Maps:
   first, *_, last = values.shape
   squares = values.reshape(first, height, 2, breadth, 2, last)
   means = squares.mean((2, 4), dtype=jnp.float32)
-  return _like(maps, means.astype(values.dtype))
+  return like(maps, means.astype(values.dtype))
 
 
-def max_pool(maps: Maps) -> Maps:
-  """Largest of 3 x 3 at every second place, one row of padding around.
+def max_pool(maps: Maps, stride: int = 2) -> Maps:
+  """Largest of 3 x 3 at every `stride`-th place, one row of padding around.
 
-  [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C], as ResNets begin on large
-  images.
+  [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), C]; with a stride of
+  2 as ResNets begin on large images.
   """
   values = _values(maps)
-  if not isinstance(maps, BatchLast):
-    # A constant of NumPy: with one of JAX there is no gradient.
-    lowest = np.array(-np.inf, values.dtype)
-    pads = [(0, 0), *((1, side % 2) for side in _sides(maps)), (0, 0)]
-    return jax.lax.reduce_window(
-      values, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads
-    )
-  # The gradient of reduce_window takes most of a step on a CPU.
-  return BatchLast(split.max_pool(values))
+  if isinstance(maps, BatchLast):
+    # The gradient of reduce_window takes most of a step on a CPU.
+    return BatchLast(split.max_pool(values, stride))
+  # A constant of NumPy: with one of JAX there is no gradient.
+  lowest = np.array(-np.inf, values.dtype)
+
+  def pads(side: int) -> tuple[int, int]:
+    return 1, (-(-side // stride) - 1) * stride + 2 - side
+
+  padding = [(0, 0), *map(pads, _sides(maps)), (0, 0)]
+  return jax.lax.reduce_window(
+    *(values, lowest, jax.lax.max),
+    (1, 3, 3, 1),
+    (1, stride, stride, 1),
+    padding,
+  )
+
+
+def max_pool_squares(maps: Maps) -> Maps:
+  """Largest of squares of 2 x 2; an odd last row or column is left out."""
+  height, breadth = (side // 2 for side in _sides(maps))
+  values = _values(_cut(maps, 2 * height, 2 * breadth))
+  first, *_, last = values.shape
+  squares = values.reshape(first, height, 2, breadth, 2, last)
+  rows = split.larger(squares[:, :, 0], squares[:, :, 1])
+  return like(maps, split.larger(rows[:, :, :, 0], rows[:, :, :, 1]))
+
+
+def relu(maps: Maps) -> Maps:
+  """max(x, 0), elementwise."""
+  return like(maps, jax.nn.relu(_values(maps)))
 
 
 class GlobalAveragePool(nn.Module):
@@ -462,7 +558,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Dropout(nn.Module):
-  """Zeroes random elements of [N, C], and divides the others to keep the mean.
+  """Zeroes random elements, and divides the others to keep the mean.
 
   The mask is drawn for the global batch, of which each device takes its rows:
   it does not depend on the number of devices. Takes the random stream
@@ -477,12 +573,22 @@ class Dropout(nn.Module):
   axis_name: str | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """[N, C] -> [N, C]."""
+  def __call__(self, x: Maps, *, train: bool) -> Maps:
+    """[N, C] or [N, H, W, C] -> the same shape."""
     if not train or self.rate == 0 or self.is_initializing():
       return x
-    kept = _keep(self.make_rng("dropout"), self.rate, x.shape, self.axis_name)
-    return x * kept
+    values = _values(x)
+    last = isinstance(x, BatchLast)
+    # Drawn in one order, so that the formulation makes no difference.
+    shape = values.shape
+    kept = _keep(
+      self.make_rng("dropout"),
+      self.rate,
+      tuple(shape[axis] for axis in (3, 1, 2, 0)) if last else shape,
+      self.axis_name,
+    )
+    kept = kept.transpose(3, 1, 2, 0) if last else kept
+    return like(x, values * kept.astype(values.dtype))
 
 
 class DropConnect(nn.Module):
@@ -506,7 +612,7 @@ class DropConnect(nn.Module):
     kept = _keep(
       self.make_rng("dropout"), self.rate, (shape[axis],), self.axis_name
     )
-    return _like(x, values * kept.reshape(shape).astype(values.dtype))
+    return like(x, values * kept.reshape(shape).astype(values.dtype))
 
 
 def _keep(
@@ -522,6 +628,14 @@ def _keep(
   if devices > 1:
     kept = jax.lax.dynamic_slice_in_dim(kept, index * rows, rows)
   return kept.astype(jnp.float32) / (1 - rate)
+
+
+def _add_bias(maps: Maps, bias: jax.Array) -> Maps:
+  """One number per channel."""
+  values = _values(maps)
+  shape = [1, 1, 1, 1]
+  shape[_channel_axis(maps)] = len(bias)
+  return like(maps, values + bias.astype(values.dtype).reshape(shape))
 
 
 class Adapter(nn.Module):
@@ -546,7 +660,4 @@ class Adapter(nn.Module):
     kernel = self.param("kernel", init, shape, jnp.float32)
     bias = self.param("bias", init, (self.channels,), jnp.float32)
     dtype = _values(x).dtype
-    y = _convolve(x, kernel.astype(dtype))
-    shape = [1, 1, 1, 1]
-    shape[_channel_axis(x)] = self.channels
-    return _like(x, _values(y) + bias.astype(dtype).reshape(shape))
+    return _add_bias(_convolve(x, kernel.astype(dtype)), bias)

@@ -57,6 +57,14 @@ class Family(Protocol):
 
   def branch(self, width: float) -> nn.Module: ...
 
+  def lower(self, width: float) -> nn.Module:
+    """What equal networks can share: the stem, and all stages but the last."""
+    ...
+
+  def upper(self, width: float) -> nn.Module:
+    """What is left: hidden maps -> `Outputs`, the last maps among them."""
+    ...
+
   def cost(self, width: float) -> Cost: ...
 
   def width_candidates(self) -> tuple[float, ...]: ...
@@ -67,6 +75,22 @@ class Family(Protocol):
     Batch statistics are the device's own, features plain arrays.
     """
     ...
+
+
+class Lower(nn.Module):
+  """A stem and the first stages of a branch as one module.
+
+  Attributes:
+    stem: module mapping images to hidden maps.
+    stages: module mapping hidden maps to hidden maps.
+  """
+
+  stem: nn.Module
+  stages: nn.Module
+
+  def __call__(self, images: jax.Array, *, train: bool) -> Maps:
+    """Images [N, H, W, C] -> hidden maps."""
+    return self.stages(self.stem(images, train=train), train=train)
 
 
 class Network(nn.Module):

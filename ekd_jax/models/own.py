@@ -65,6 +65,15 @@ class OwnFamily:
     """The rest at `width`."""
     return self.branch_of(width)
 
+  def lower(self, width: float) -> nn.Module:
+    """The stem alone: what else there is, is not known."""
+    del width
+    return self.stem()
+
+  def upper(self, width: float) -> nn.Module:
+    """The rest at `width`."""
+    return self.branch(width)
+
   def alone(self) -> Self:
     """The same: its modules are ordinary ones already."""
     return self

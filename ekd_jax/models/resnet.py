@@ -8,7 +8,7 @@ of the three stages are the compared blocks.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,52 +17,62 @@ from ekd_jax.compression import Cost
 from ekd_jax.errors import UserError
 from ekd_jax.models import costs, layers, residual
 from ekd_jax.models.computation import Computation
-from ekd_jax.models.network import Outputs
+from ekd_jax.models.network import Lower, Outputs
 
 STEM_CHANNELS = 16
 STAGE_CHANNELS = (16, 32, 64)
 
 
 class _Stem(nn.Module):
-  compute: Computation
+  compute: "CifarResNet"
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool) -> layers.Maps:
     x = layers.enter(images, self.compute.formulation)
-    x = self.compute.convolution("conv", STEM_CHANNELS)(x)
+    init = self.compute.kernel_init
+    x = self.compute.convolution("conv", STEM_CHANNELS, kernel_init=init)(x)
     return self.compute.norm("norm")(x, train=train)
 
 
 class _Branch(nn.Module):
-  compute: Computation
+  """Some of the stages, and after the last one the head."""
+
+  compute: "CifarResNet"
   stage_channels: tuple[int, int, int]
-  blocks_per_stage: int
-  num_classes: int
+  stages: tuple[int, ...] = (0, 1, 2)
 
   @nn.compact
-  def __call__(self, x: layers.Maps, *, train: bool) -> Outputs:
+  def __call__(self, x: layers.Maps, *, train: bool) -> Outputs | layers.Maps:
     features = []
-    for stage, channels in enumerate(self.stage_channels):
+    for stage in self.stages:
+      channels = self.stage_channels[stage]
 
       def block(
         compute: Computation, stride: int, channels: int = channels, **own: Any
       ) -> nn.Module:
-        init = layers.xavier_normal
+        init = self.compute.kernel_init
         return residual.BasicBlock(compute, channels, stride, init, **own)
 
       x = residual.run_stage(
         self,
         self.compute,
         block,
-        [f"stage_{stage}_block_{i}" for i in range(self.blocks_per_stage)],
+        [
+          f"stage_{stage}_block_{i}"
+          for i in range(self.compute.blocks_per_stage)
+        ],
         x,
         stride=_stride(stage, 0),
         train=train,
       )
       features.append(x)
+    if self.stages[-1] < len(self.stage_channels) - 1:
+      return x
     x = layers.GlobalAveragePool()(x)
-    logits = layers.Dense(self.num_classes, name="head")(x)
-    return Outputs(logits, tuple(features))
+    head = layers.Dense(
+      self.compute.num_classes, self.compute.dense_init, name="head"
+    )
+    return Outputs(head(x), tuple(features))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +83,14 @@ class CifarResNet(Computation):
     depth: number of weight layers, 6n + 2.
     num_classes: K.
     image_shape: (H, W, C) of the images; what MACs are counted for.
+    initialization: "xavier", or "he": normal with variance 2 / fan_out, and
+      torch's default for the last layer.
   """
 
   depth: int
   num_classes: int
   image_shape: tuple[int, int, int] = (32, 32, 3)
+  initialization: Literal["xavier", "he"] = "xavier"
 
   def __post_init__(self):
     if self.depth < 8 or (self.depth - 2) % 6:
@@ -94,6 +107,18 @@ class CifarResNet(Computation):
   def blocks_per_stage(self) -> int:
     """n of depth = 6n + 2."""
     return (self.depth - 2) // 6
+
+  @property
+  def kernel_init(self) -> layers.Initializer:
+    """How convolutions are drawn."""
+    he = self.initialization == "he"
+    return layers.fan_out_normal if he else layers.xavier_normal
+
+  @property
+  def dense_init(self) -> layers.Initializer:
+    """How the last layer is drawn."""
+    he = self.initialization == "he"
+    return layers.fan_in_uniform if he else layers.xavier_normal
 
   @property
   def feature_channels(self) -> tuple[int, int, int]:
@@ -135,8 +160,16 @@ class CifarResNet(Computation):
 
   def branch(self, width: float) -> nn.Module:
     """The three stages and the head at `width`: -> `Outputs`."""
-    channels = self.stage_channels(width)
-    return _Branch(self, channels, self.blocks_per_stage, self.num_classes)
+    return _Branch(self, self.stage_channels(width))
+
+  def lower(self, width: float) -> nn.Module:
+    """The stem and two stages at `width`."""
+    stages = _Branch(self, self.stage_channels(width), (0, 1))
+    return Lower(self.stem(), stages)
+
+  def upper(self, width: float) -> nn.Module:
+    """The last stage and the head at `width`: -> `Outputs` of this stage."""
+    return _Branch(self, self.stage_channels(width), (2,))
 
   def cost(self, width: float) -> Cost:
     """Parameters and MACs of stem and branch at `width`; see `costs`."""

@@ -175,25 +175,44 @@ def depthwise_convolution(
   )
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-  """The largest of 3 x 3 at every second place, one row of padding around.
+def max_pool(x: jax.Array, stride: int) -> jax.Array:
+  """The largest of 3 x 3 at every stride-th place, one row of padding around.
 
-  Where several are equal they share the gradient; torch gives it to one of
-  them. After a ReLU that is no difference: equal ones are 0, where its own
-  gradient is 0.
+  Where several are equal, one of them has the gradient.
 
   Args:
     x: maps [C, H, W, N].
+    stride: step in both directions.
 
   Returns:
-    Maps [C, ceil(H / 2), ceil(W / 2), N].
+    Maps [C, ceil(H / stride), ceil(W / stride), N].
   """
   lowest = jnp.array(-jnp.inf, x.dtype)
   for axis in (1, 2):
-    count = -(-x.shape[axis] // 2)
-    taps = [_window(x, axis, tap - 1, 2, count, lowest) for tap in range(3)]
-    x = functools.reduce(jnp.maximum, taps)
+    count = -(-x.shape[axis] // stride)
+    taps = [
+      _window(x, axis, tap - 1, stride, count, lowest) for tap in range(3)
+    ]
+    x = functools.reduce(larger, taps)
   return x
+
+
+@jax.custom_jvp
+def larger(a: jax.Array, b: jax.Array) -> jax.Array:
+  """The larger of two arrays, elementwise; the first where they are equal.
+
+  The gradient of `jnp.maximum` asks which of the two equals the result. XLA may
+  have computed these anew, with another rounding, and then neither does.
+  """
+  return jnp.maximum(a, b)
+
+
+@larger.defjvp
+def _larger_jvp(
+  primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  a, b = primals
+  return larger(a, b), jnp.where(a >= b, *tangents)
 
 
 def _tap_groups(size: int, stride: int, pad: int) -> list[tuple[int, int, int]]:

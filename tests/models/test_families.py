@@ -8,10 +8,15 @@ import pytest
 
 from ekd_jax.errors import UserError
 from ekd_jax.models import CifarResNet, imagenet_resnet
+from ekd_jax.models.bottleneck_resnet import BottleneckResNet
 from ekd_jax.models.densenet import DenseNet
 from ekd_jax.models.efficientnet import EfficientNet
+from ekd_jax.models.googlenet import GoogLeNet
 from ekd_jax.models.imagenet_resnet import ImageNetResNet
 from ekd_jax.models.own import count_macs
+from ekd_jax.models.plain_densenet import PlainDenseNet
+from ekd_jax.models.vgg import VGG16
+from ekd_jax.models.wide_resnet import WideResNet
 from tests.models.common import shapes
 
 WIDTHS = (1.0, 0.8, 0.6, 0.4, 0.2)
@@ -49,6 +54,28 @@ STEMS = {
   "resnet50": 225344,
   "wide_resnet50_2": 643904,
 }
+# At full width with 100 classes, counted in the codes of FFSD and PCL.
+OTHERS = [
+  (WideResNet("16-2", 100), 704420),
+  (WideResNet("40-2", 100), 2258084),
+  (PlainDenseNet(12, 40, 100), 1100428),
+  (GoogLeNet(100), 6258500),
+  (BottleneckResNet("110", 100), 1170868),
+  (BottleneckResNet("wide20-8", 100), 6871220),
+  (VGG16(100), 15299748),
+  (DenseNet(12, 40, 100, final_norm=False), 187828),
+]
+# Kernels, biases and batch norms of the first layers, by hand.
+STEMS |= {
+  "wide_resnet16-2": 27 * 16 + 16,
+  "plain_densenet_12_40": 27 * 24,
+  "googlenet": 27 * 192 + 192 + 2 * 192,
+  "bottleneck_resnetwide20-8": 27 * 16 + 2 * 16,
+  "vgg16": (27 + 9 * 64) * 64 + 2 * (64 + 2 * 64),
+  "densenet_bc_12_40_unnormalized": 27 * 24,
+}
+STEMMED = [family for family, _ in PUBLISHED + OTHERS if family.name in STEMS]
+
 # At full width with 1000 classes, as torchvision's and timm's tables have them.
 KNOWN = {
   "34": 21797672,
@@ -74,6 +101,13 @@ def test_parameters_as_published(family, params):
   assert tuple(family.cost(width).params for width in WIDTHS) == params
 
 
+@pytest.mark.parametrize(
+  ("family", "params"), OTHERS, ids=lambda x: getattr(x, "name", "")
+)
+def test_parameters_of_the_networks_of_other_papers(family, params):
+  assert family.cost(1.0).params == params
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_parameters_of_other_resnets(name):
   assert imagenet(name, 1000).cost(1.0).params == KNOWN[name]
@@ -84,11 +118,7 @@ def test_parameters_of_other_efficientnets(name):
   assert EfficientNet(name, 1000).cost(1.0).params == KNOWN_EFFICIENT[name]
 
 
-@pytest.mark.parametrize(
-  "family",
-  [family for family, _ in PUBLISHED if family.name in STEMS],
-  ids=lambda family: family.name,
-)
+@pytest.mark.parametrize("family", STEMMED, ids=lambda family: family.name)
 @pytest.mark.parametrize("width", [1.0, 0.4])
 def test_networks_have_what_their_costs_say(family, width):
   """Counted in the traced network: it is another way to the same numbers."""
@@ -124,6 +154,11 @@ def _full(family):
     (DenseNet(12, 100, 10), 0.08, "0.0833333"),
     (imagenet("18", 10), 0.001, "0.0078125"),
     (imagenet("resnext50", 10), 0.1, "0.125"),
+    (WideResNet("16-2", 10), 0.03, "0.03125"),
+    (PlainDenseNet(12, 40, 10), 0.08, "0.0833333"),
+    (GoogLeNet(10), 0.06, "0.0625"),
+    (BottleneckResNet("110", 10), 0.06, "0.0625"),
+    (VGG16(10), 0.007, "0.0078125"),
   ],
   ids=lambda x: getattr(x, "name", ""),
 )
@@ -134,11 +169,7 @@ def test_a_width_that_leaves_nothing_names_the_thinnest(family, width, said):
   family.branch(family.width_candidates()[0])
 
 
-@pytest.mark.parametrize(
-  "family",
-  [family for family, _ in PUBLISHED if family.name in STEMS],
-  ids=lambda family: family.name,
-)
+@pytest.mark.parametrize("family", STEMMED, ids=lambda family: family.name)
 def test_candidates_are_different_networks_and_end_in_the_full_one(family):
   candidates = family.width_candidates()
   params = [family.cost(width).params for width in candidates]

@@ -92,15 +92,29 @@ def test_convolutions_in_groups_and_with_either_padding(
     assert relative_error(from_kernel, by_kernel) < 1e-5
 
 
+def _max_pool_in_place(maps):
+  return layers.max_pool(maps, 1)
+
+
 @pytest.mark.parametrize("sides", [(6, 8), (5, 7), (1, 2)])
-def test_max_pooling(sides, form):
+@pytest.mark.parametrize(
+  ("pool", "window"),
+  [
+    (layers.max_pool, (3, 2, 1)),
+    (_max_pool_in_place, (3, 1, 1)),
+    (layers.max_pool_squares, (2, 2, 0)),
+  ],
+)
+def test_max_pooling(pool, window, sides, form):
+  if sides == (1, 2) and window[0] == 2:
+    sides = (2, 2)
   x = normal(0, 2, *sides, 3)
 
   def expected(x):
-    return reference.pool(x, 3, 2, 1, np.max, -np.inf)
+    return reference.pool(x, *window, np.max, -np.inf)
 
   cotangent = normal(1, *expected(x).shape)
-  y, gradient = pulled_back(form, layers.max_pool, x, cotangent)
+  y, gradient = pulled_back(form, pool, x, cotangent)
   np.testing.assert_array_equal(y, expected(x).astype(np.float32))
   by_x = gradients_by_difference(expected, x, cotangent, step=1e-5)
   np.testing.assert_allclose(gradient, by_x, atol=1e-4)
@@ -118,6 +132,68 @@ def test_average_pooling_leaves_an_odd_row_out(sides, form):
   spread = cotangent.repeat(2, 1).repeat(2, 2) / 4
   by_x[:, : spread.shape[1], : spread.shape[2]] = spread
   np.testing.assert_allclose(gradient, by_x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "pool", [layers.max_pool, _max_pool_in_place, layers.max_pool_squares]
+)
+def test_of_equal_numbers_one_has_the_gradient(pool, form):
+  """A window's gradient goes somewhere in it once, also where all are 0."""
+  x = np.zeros((2, 4, 4, 3), np.float32)
+  cotangent = np.ones(pool(jnp.array(x)).shape, np.float32)
+  _, gradient = pulled_back(form, pool, x, cotangent)
+  assert gradient.sum() == cotangent.size
+
+
+@pytest.mark.parametrize("sides", [(3, 5), (1, 1)])
+def test_a_transposed_convolution_doubles_the_sides(sides, form):
+  """torch's ConvTranspose2d(3, stride=2, padding=1, output_padding=1)."""
+  x, kernel = normal(0, 2, *sides, 3), normal(1, 3, 3, 3, 4)
+  height, width = sides
+  # Each pixel adds the kernel, times its value, around twice its place.
+  full = np.zeros((2, 2 * height + 2, 2 * width + 2, 4))
+  for row in range(height):
+    for column in range(width):
+      added = np.einsum("nc,hwco->nhwo", x[:, row, column], kernel)
+      full[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3] += added
+  expected = full[:, 1:-1, 1:-1]
+  layer = layers.TransposedConvolution(4)
+  turned = {"params": {"kernel": kernel[::-1, ::-1]}}
+  y = form.apply(layer, turned, x)
+  assert relative_error(y, expected) < 2e-6
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_bias_is_added_to_every_pixel(size, form):
+  x, kernel = normal(0, 2, 4, 5, 3), normal(1, size, size, 3, 4)
+  bias = normal(2, 4)
+  layer = layers.Convolution(4, size, use_bias=True)
+  y = form.apply(layer, {"params": {"kernel": kernel, "bias": bias}}, x)
+  expected = reference.convolution(x, kernel) + bias
+  assert relative_error(y, expected) < 2e-6
+
+
+def test_momentum_is_what_running_statistics_keep(form):
+  x = normal(0, 4, 3, 3, 2, mean=2.0)
+  variables = {
+    "params": {"scale": np.ones(2), "bias": np.zeros(2)},
+    "batch_stats": {"mean": np.full(2, 5.0), "var": np.full(2, 7.0)},
+  }
+  layer = layers.BatchNormReLU(momentum=0.1)
+  _, statistics = form.train_norm(layer, variables, x)
+  mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+  np.testing.assert_allclose(statistics["mean"], 0.5 + 0.9 * mean, rtol=1e-5)
+  np.testing.assert_allclose(statistics["var"], 0.7 + 0.9 * var, rtol=1e-5)
+
+
+def test_maps_side_by_side_have_all_channels(form):
+  maps = [
+    normal(seed, 2, 3, 4, channels) for seed, channels in ((0, 2), (1, 3))
+  ]
+  together = layers.concatenate([form.maps(x) for x in maps])
+  np.testing.assert_array_equal(
+    form.plain(together), np.concatenate(maps, axis=3)
+  )
 
 
 def test_swish(form):
@@ -211,6 +287,17 @@ def test_nothing_is_dropped_in_evaluation_or_at_rate_0(train, form):
   np.testing.assert_array_equal(form.plain(y), x)
   y = layers.Dropout(rate).apply({}, x[:, 0, 0], train=train)
   np.testing.assert_array_equal(y, x[:, 0, 0])
+
+
+def test_dropout_of_maps_is_the_same_in_both_formulations(form):
+  x = normal(0, 6, 3, 4, 5)
+  rngs = {"dropout": jax.random.key(0)}
+  y = form.apply(layers.Dropout(0.3), {}, x, train=True, rngs=rngs)
+  plain = layers.Dropout(0.3).apply({}, x, train=True, rngs=rngs)
+  np.testing.assert_array_equal(y, plain)
+  kept = np.asarray(y) != 0
+  np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
+  assert abs(kept.mean() - 0.7) < 4 * (0.21 / x.size) ** 0.5
 
 
 def test_what_is_dropped_does_not_depend_on_the_number_of_devices():

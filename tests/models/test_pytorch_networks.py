@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 
 from ekd_jax.models import Network, efficientnet, imagenet_resnet
+from ekd_jax.models.bottleneck_resnet import BottleneckResNet
 from ekd_jax.models.densenet import DenseNet
 from ekd_jax.models.efficientnet import EfficientNet
+from ekd_jax.models.googlenet import GoogLeNet
 from ekd_jax.models.imagenet_resnet import ImageNetResNet
 from ekd_jax.models.network import init_network
+from ekd_jax.models.plain_densenet import PlainDenseNet
+from ekd_jax.models.vgg import VGG16
+from ekd_jax.models.wide_resnet import WideResNet
 
 WHY = "needs the extra [bench]"
 torch = pytest.importorskip("torch", reason=WHY)
@@ -52,7 +57,10 @@ class Mapped:
     tree.update(leaves)
 
   def conv(self, path, module):
-    self._put(self.params, path, {"kernel": kernel(module)})
+    bias = {}
+    if module.bias is not None:
+      bias = {"bias": module.bias.detach().numpy()}
+    self._put(self.params, path, {"kernel": kernel(module), **bias})
 
   def dense(self, path, module):
     self._put(self.params, path, dense(module))
@@ -146,6 +154,287 @@ def map_densenet(model):
       mapped.conv((*path, "conv"), transition.conv)
   mapped.norm(("branch", "norm"), features.norm5)
   mapped.dense(("branch", "head"), model.classifier)
+  return mapped.variables()
+
+
+def conv(inputs, outputs, size=3, stride=1, bias=False):
+  return torch.nn.Conv2d(
+    inputs, outputs, size, stride, padding=size // 2, bias=bias
+  )
+
+
+class WideBlock(torch.nn.Module):
+  def __init__(self, inputs, outputs, stride):
+    super().__init__()
+    self.norm0 = torch.nn.BatchNorm2d(inputs)
+    self.conv0 = conv(inputs, outputs, bias=True)
+    self.norm1 = torch.nn.BatchNorm2d(outputs)
+    self.conv1 = conv(outputs, outputs, 3, stride, bias=True)
+    self.shortcut = None
+    if stride != 1 or inputs != outputs:
+      self.shortcut = conv(inputs, outputs, 1, stride, bias=True)
+
+  def forward(self, x):
+    y = self.conv0(torch.relu(self.norm0(x)))
+    y = self.conv1(torch.relu(self.norm1(y)))
+    return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Wide(torch.nn.Module):
+  """WRN-16-2: two pre-activation blocks in each of three stages."""
+
+  def __init__(self, width):
+    super().__init__()
+    self.first = conv(3, 16, bias=True)
+    self.blocks = torch.nn.ModuleList()
+    inputs = 16
+    for stage, channels in enumerate((32, 64, 128)):
+      for index in range(2):
+        stride = 2 if stage > 0 and index == 0 else 1
+        outputs = int(channels * width)
+        self.blocks.append(WideBlock(inputs, outputs, stride))
+        inputs = outputs
+    self.norm = torch.nn.BatchNorm2d(inputs)
+    self.head = torch.nn.Linear(inputs, CLASSES)
+
+  def forward(self, x):
+    x = self.first(x)
+    for block in self.blocks:
+      x = block(x)
+    return self.head(torch.relu(self.norm(x)).mean((2, 3)))
+
+
+def map_wide(model):
+  mapped = Mapped()
+  mapped.conv(("stem", "conv"), model.first)
+  for index, block in enumerate(model.blocks):
+    path = ("branch", f"stage_{index // 2}_block_{index % 2}")
+    for number in range(2):
+      mapped.norm((*path, f"norm_{number}"), getattr(block, f"norm{number}"))
+      mapped.conv((*path, f"conv_{number}"), getattr(block, f"conv{number}"))
+    if block.shortcut is not None:
+      mapped.conv((*path, "shortcut"), block.shortcut)
+  mapped.norm(("branch", "norm"), model.norm)
+  mapped.dense(("branch", "head"), model.head)
+  return mapped.variables()
+
+
+class Bottlenecks(torch.nn.Module):
+  """Two of torchvision's, eight times as wide inside, in each stage."""
+
+  def __init__(self, width):
+    super().__init__()
+    self.conv1 = conv(3, 16)
+    self.bn1 = torch.nn.BatchNorm2d(16)
+    inputs = 16
+    for stage, planes in enumerate((16, 32, 64)):
+      blocks = []
+      for index in range(2):
+        stride = 2 if stage > 0 and index == 0 else 1
+        outer = 4 * int(planes * width)
+        downsample = None
+        if stride != 1 or inputs != outer:
+          downsample = torch.nn.Sequential(
+            conv(inputs, outer, 1, stride), torch.nn.BatchNorm2d(outer)
+          )
+        blocks.append(
+          torchvision.models.resnet.Bottleneck(
+            *(inputs, int(planes * width), stride, downsample),
+            base_width=64 * 8,
+          )
+        )
+        inputs = outer
+      setattr(self, f"layer{stage + 1}", torch.nn.Sequential(*blocks))
+    self.fc = torch.nn.Linear(inputs, CLASSES)
+
+  def forward(self, x):
+    x = torch.relu(self.bn1(self.conv1(x)))
+    x = self.layer3(self.layer2(self.layer1(x)))
+    return self.fc(x.mean((2, 3)))
+
+
+def map_bottlenecks(model):
+  mapped = Mapped()
+  mapped.conv(("stem", "conv"), model.conv1)
+  mapped.norm(("stem", "norm"), model.bn1)
+  for stage in range(3):
+    for index, block in enumerate(getattr(model, f"layer{stage + 1}")):
+      path = ("branch", f"stage_{stage}_block_{index}")
+      for number in range(3):
+        own = getattr(block, f"conv{number + 1}")
+        mapped.conv((*path, f"conv_{number}"), own)
+        own = getattr(block, f"bn{number + 1}")
+        mapped.norm((*path, f"norm_{number}"), own)
+      if block.downsample is not None:
+        mapped.conv((*path, "shortcut_conv"), block.downsample[0])
+        mapped.norm((*path, "shortcut_norm"), block.downsample[1])
+  mapped.dense(("branch", "head"), model.fc)
+  return mapped.variables()
+
+
+def vgg(width):
+  """torchvision's convolutions, and the head of small images."""
+  layers = torchvision.models.vgg
+  sizes = [
+    size if size in ("M", 64) else int(size * width)
+    for size in layers.cfgs["D"]
+  ]
+  hidden = int(512 * width)
+  return torch.nn.Sequential(
+    layers.make_layers(sizes, batch_norm=True),
+    torch.nn.Flatten(),
+    torch.nn.Linear(hidden, hidden),
+    torch.nn.ReLU(),
+    torch.nn.Linear(hidden, hidden),
+    torch.nn.ReLU(),
+    torch.nn.Linear(hidden, CLASSES),
+  )
+
+
+def map_vgg(model):
+  mapped = Mapped()
+  group = index = 0
+  for layer in model[0]:
+    path = ("stem", "group") if group == 0 else ("branch", "groups")
+    if isinstance(layer, torch.nn.MaxPool2d):
+      group, index = group + 1, 0
+    elif isinstance(layer, torch.nn.Conv2d):
+      mapped.conv((*path, f"conv_{group}_{index}"), layer)
+    elif isinstance(layer, torch.nn.BatchNorm2d):
+      mapped.norm((*path, f"norm_{group}_{index}"), layer)
+      index += 1
+  for name, layer in (("dense_0", 2), ("dense_1", 4), ("head", 6)):
+    mapped.dense(("branch", name), model[layer])
+  return mapped.variables()
+
+
+class Plain(torch.nn.Module):
+  """DenseNet of single 3x3 convolutions, four in each of three blocks."""
+
+  def __init__(self, width):
+    super().__init__()
+    growth = int(12 * width)
+    self.first = conv(3, 24)
+    self.norms, self.convs = torch.nn.ModuleList(), torch.nn.ModuleList()
+    channels = 24
+    for index in range(15):
+      outputs = channels if index % 5 == 4 else growth
+      if index < 14:
+        self.norms.append(torch.nn.BatchNorm2d(channels))
+        self.convs.append(conv(channels, outputs, 1 if index % 5 == 4 else 3))
+        channels += 0 if index % 5 == 4 else growth
+    self.norm = torch.nn.BatchNorm2d(channels)
+    self.head = torch.nn.Linear(channels, CLASSES)
+
+  def forward(self, x):
+    x = self.first(x)
+    for index, (norm, layer) in enumerate(
+      zip(self.norms, self.convs, strict=True)
+    ):
+      new = layer(torch.relu(norm(x)))
+      if index % 5 == 4:
+        x = torch.nn.functional.avg_pool2d(new, 2)
+      else:
+        x = torch.cat([x, new], 1)
+    return self.head(torch.relu(self.norm(x)).mean((2, 3)))
+
+
+def map_plain(model):
+  mapped = Mapped()
+  mapped.conv(("stem", "conv"), model.first)
+  for index, (norm, layer) in enumerate(
+    zip(model.norms, model.convs, strict=True)
+  ):
+    block, within = divmod(index, 5)
+    name = f"block_{block}_layer_{within}"
+    path = ("branch", f"transition_{block}" if within == 4 else name)
+    mapped.norm((*path, "norm"), norm)
+    mapped.conv((*path, "conv"), layer)
+  mapped.norm(("branch", "norm"), model.norm)
+  mapped.dense(("branch", "head"), model.head)
+  return mapped.variables()
+
+
+# Szegedy et al. 2015, Table 1: 1x1, 3x3 reduced, 3x3, 5x5 reduced, 5x5, pool.
+INCEPTIONS = [
+  (64, 96, 128, 16, 32, 32),
+  (128, 128, 192, 32, 96, 64),
+  (192, 96, 208, 16, 48, 64),
+  (160, 112, 224, 24, 64, 64),
+  (128, 128, 256, 24, 64, 64),
+  (112, 144, 288, 32, 64, 64),
+  (256, 160, 320, 32, 128, 128),
+  (256, 160, 320, 32, 128, 128),
+  (384, 192, 384, 48, 128, 128),
+]
+
+
+def step(inputs, outputs, size):
+  return torch.nn.Sequential(
+    conv(inputs, outputs, size, bias=True),
+    torch.nn.BatchNorm2d(outputs),
+    torch.nn.ReLU(),
+  )
+
+
+class Google(torch.nn.Module):
+  def __init__(self, width):
+    super().__init__()
+    self.first = step(3, 192, 3)
+    self.blocks = torch.nn.ModuleList()
+    inputs = 192
+    for sizes in INCEPTIONS:
+      one, three_in, three, five_in, five, pool = (
+        int(size * width) for size in sizes
+      )
+      self.blocks.append(
+        torch.nn.ModuleDict(
+          {
+            "one_0": step(inputs, one, 1),
+            "three_0": step(inputs, three_in, 1),
+            "three_1": step(three_in, three, 3),
+            "five_0": step(inputs, five_in, 1),
+            "five_1": step(five_in, five, 3),
+            "five_2": step(five, five, 3),
+            "pool_0": step(inputs, pool, 1),
+          }
+        )
+      )
+      inputs = one + three + five + pool
+    self.head = torch.nn.Linear(inputs, CLASSES)
+
+  def forward(self, x):
+    pool = torch.nn.functional.max_pool2d
+    x = self.first(x)
+    for index, block in enumerate(self.blocks):
+      if index in (2, 7):
+        x = pool(x, 3, 2, 1)
+      five = block["five_2"](block["five_1"](block["five_0"](x)))
+      x = torch.cat(
+        [
+          block["one_0"](x),
+          block["three_1"](block["three_0"](x)),
+          five,
+          block["pool_0"](pool(x, 3, 1, 1)),
+        ],
+        1,
+      )
+    return self.head(x.mean((2, 3)))
+
+
+def map_google(model):
+  mapped = Mapped()
+
+  def layer(path, sequence):
+    mapped.conv((*path, "conv"), sequence[0])
+    mapped.norm((*path, "norm"), sequence[1])
+
+  layer(("stem", "first"), model.first)
+  places = [(0, 0), (0, 1), *((1, i) for i in range(5)), (2, 0), (2, 1)]
+  for (stage, index), block in zip(places, model.blocks, strict=True):
+    for name, sequence in block.items():
+      layer(("branch", f"stage_{stage}_block_{index}", name), sequence)
+  mapped.dense(("branch", "head"), model.head)
   return mapped.variables()
 
 
@@ -244,6 +533,36 @@ CASES |= {
 }
 
 
+OF_SMALL_IMAGES = {
+  "wide_resnet": (
+    functools.partial(WideResNet, "16-2", CLASSES),
+    Wide,
+    map_wide,
+  ),
+  "bottlenecks": (
+    functools.partial(BottleneckResNet, "wide20-8", CLASSES),
+    Bottlenecks,
+    map_bottlenecks,
+  ),
+  "vgg16": (functools.partial(VGG16, CLASSES), vgg, map_vgg),
+  "plain_densenet": (
+    functools.partial(PlainDenseNet, 12, 16, CLASSES),
+    Plain,
+    map_plain,
+  ),
+  "googlenet": (functools.partial(GoogLeNet, CLASSES), Google, map_google),
+}
+CASES |= {
+  (name, width): lambda parts=parts, width=width: (
+    parts[0],
+    lambda: parts[1](width),
+    parts[2],
+  )
+  for name, parts in OF_SMALL_IMAGES.items()
+  for width in (1.0, 0.5)
+}
+
+
 def randomized(model):
   """Statistics and batch norm as after some training."""
   source = torch.Generator().manual_seed(0)
@@ -275,7 +594,8 @@ def test_same_numbers(case, formulation, monkeypatch):
   for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
       module.p = 0.0
-  side = 32 if case[0].startswith("densenet") else SIDE
+  small = "densenet 12/100", *OF_SMALL_IMAGES
+  side = 32 if case[0] in small else SIDE
   family = ours(image_shape=(side, side, 3), formulation=formulation)
   network = Network(family.stem(), family.branch(case[1]))
   images = np.random.default_rng(0).normal(size=(4, side, side, 3))
