@@ -112,6 +112,17 @@ def members_of_widths(
   )
 
 
+def members_of_costs(costs: Sequence[Cost]) -> tuple[Member, ...]:
+  """Members that are networks of different kinds, each at full width.
+
+  Their ratios are to the first, and below 0 for what is larger.
+  """
+  return tuple(
+    Member(f"student_{i}", None, 1 - own.params / costs[0].params, 1.0, *own)
+    for i, own in enumerate(costs)
+  )
+
+
 def _member(
   index: int, asked: float | None, width: float, cost: CostOfWidth
 ) -> Member:

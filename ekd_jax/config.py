@@ -69,6 +69,12 @@ Number = Annotated[float, _flag_value(float, "X", "a number")]
 OptionalInteger = Annotated[int | None, _flag_value(int, "N", "a whole number")]
 OptionalNumber = Annotated[float | None, _flag_value(float, "X", "a number")]
 Name = Annotated[str, _flag_value(str, "NAME", "a word")]
+Words = Annotated[
+  tuple[str, ...],
+  _flag_value(
+    lambda word: tuple(word.split(",")), "NAME,NAME,...", "a list of words"
+  ),
+]
 Word = Annotated[str | None, _flag_value(str, "NAME", "a word")]
 Address = Annotated[str | None, _flag_value(str, "HOST:PORT", "an address")]
 Directory = Annotated[str | None, _flag_value(str, "DIR", "a directory")]
@@ -88,7 +94,10 @@ DEFAULT_EPOCHS = {
 
 # What --variant may be of each network but the CIFAR ResNet, whose is --depth.
 VARIANTS = {
-  "densenet": ("12/100", "24/250", "40/190"),
+  "densenet": ("12/100", "24/250", "40/190", "12/40-unnormalized"),
+  "plain_densenet": ("12/40",),
+  "wide_resnet": ("16-2", "40-2", "28-10"),
+  "bottleneck_resnet": ("110", "wide20-8"),
   "imagenet_resnet": (
     "18",
     "34",
@@ -104,34 +113,98 @@ VARIANTS = {
 }
 
 
+# Options that say who is trained; one at most is set.
+MEMBERS = ("ratios", "widths", "peers", "partners")
+
+# The temperature of each method that has one.
+TEMPERATURES = {"ekd": 2.0, "dml": 1.0, "ffl": 3.0, "pcl": 3.0, "ffsd": 2.0}
+
+# How many equal networks a method trains if nobody says what else: published
+# as such, not as a way to compress. (The one of ffsd is the leader.)
+_PEERS = {"ffl": 2, "pcl": 3, "ffsd": 1}
+_COMMON_STUDENTS = 2
+
+# The part of a training over which a method's terms grow: 80 and 5 epochs of
+# 300.
+_RAMP_UP = {"ffl": 80 / 300, "pcl": 80 / 300, "ffsd": 5 / 300}
+
+# Options that only some methods have; not set, they are for any.
+METHODS_OF = {
+  "partners": ("ffl", "pcl", "dml", "solo"),
+  "ramp_up_epochs": ("ffl", "pcl", "ffsd"),
+  "views": ("pcl",),
+  "common_students": ("ffsd",),
+}
+
+
+# Networks of which there is one only, but for the resnet's depth.
+_SINGLE = ("resnet", "vgg16", "googlenet")
+
+# What else --variant may be: numbers in a form, and what one of them is.
+_OTHER_VARIANTS = {
+  "densenet": (
+    r"[1-9]\d{0,2}/(?P<depth>\d{2,4})",
+    6,
+    "GROWTH/DEPTH with depth 6n + 4",
+  ),
+  "plain_densenet": (
+    r"[1-9]\d{0,2}/(?P<depth>\d{1,4})",
+    3,
+    "GROWTH/DEPTH with depth 3n + 4",
+  ),
+  "wide_resnet": (
+    r"(?P<depth>\d{2,4})-[1-9]\d{0,2}",
+    6,
+    "DEPTH-FACTOR with depth 6n + 4",
+  ),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Options of a training run."""
 
   # How members are trained: ekd (online ensemble distillation), dml (deep
-  # mutual learning), solo (each alone).
-  method: Literal["ekd", "solo", "dml"] = "ekd"
+  # mutual learning), ffl (feature fusion learning), pcl (peer collaborative
+  # learning), ffsd (feature fusion and self-distillation), solo (each alone).
+  method: Literal["ekd", "solo", "dml", "ffl", "pcl", "ffsd"] = "ekd"
 
   # Fraction of the full network's parameters that each student lacks, for
-  # example 0.5,0.75,0.97 (which is also used if neither this nor widths are
-  # set); each in (0, 1). The full network is always trained too.
+  # example 0.5,0.75,0.97 (which is also used if nothing says who is trained,
+  # but by ffl, pcl and ffsd, see peers); each in (0, 1). The full network is
+  # always trained too.
   ratios: Numbers = None
 
   # Channel multipliers instead of ratios, the full network (1) first, for
   # example 1,.8,.6,.4,.2.
   widths: Numbers = None
 
-  # Which family of networks: resnet (for small images, see depth), densenet,
-  # imagenet_resnet (ResNet, ResNeXt, Wide ResNet), efficientnet, or
+  # Full networks side by side, instead of ratios or widths. If nothing says who
+  # is trained, 2 for ffl, 3 for pcl and 1, the leader, for ffsd.
+  peers: OptionalInteger = None
+
+  # Other networks that learn beside the full one (ffl, pcl, dml, solo), instead
+  # of ratios: NETWORK:VARIANT,..., for example resnet:20,wide_resnet:16-2.
+  partners: Word = None
+
+  # Which family of networks. For small images: resnet (see depth), densenet,
+  # plain_densenet, wide_resnet, bottleneck_resnet, vgg16, googlenet. For large
+  # ones: imagenet_resnet (ResNet, ResNeXt, Wide ResNet), efficientnet. Or
   # MODULE:FUNCTION, your own (docs/your_own_network.md).
   network: Name = "resnet"
 
   # Layers of the resnet: 20, 32, 44, 56, 110, 1202 or any other 6n + 2.
   depth: Integer = 110
 
-  # Which of the other networks: 12/100, 24/250 or 40/190 (densenet: growth and
-  # depth, any other depth 6n + 4); 18, 34, 50, 101, 152, resnext50,
-  # resnext101, wide50 or wide101 (imagenet_resnet); b0 to b7 (efficientnet).
+  # How the resnet's numbers are drawn: xavier (ekd), or he, with torch's own
+  # for the last layer (ffl, pcl, ffsd).
+  initialization: Literal["xavier", "he"] = "xavier"
+
+  # Which of the other networks: 12/100, 24/250, 40/190 (densenet: growth and
+  # depth, any other depth 6n + 4) or 12/40-unnormalized (PCL's); 12/40
+  # (plain_densenet); 16-2, 40-2, 28-10 (wide_resnet: depth and factor); 110 or
+  # wide20-8 (bottleneck_resnet); 18, 34, 50, 101, 152, resnext50, resnext101,
+  # wide50 or wide101 (imagenet_resnet); b0 to b7 (efficientnet).
   variant: Word = None
 
   # Which images: cifar100, cifar10, svhn, imagenet, folder (any image folder,
@@ -149,9 +222,12 @@ class Config:
   # Small images are enlarged inside the step.
   image_size: OptionalInteger = None
 
-  # Zero pixels around an image before a random part of it is taken; if not
-  # set, 4 of 32. For sets of small images.
+  # Pixels around an image before a random part of it is taken; if not set, 4
+  # of 32. For sets of small images.
   crop_padding: OptionalInteger = None
+
+  # What these pixels are: zeros, or the image mirrored (reflect).
+  crop_fill: Literal["zeros", "reflect"] = "zeros"
 
   # How large images are varied: random_resized (a random part, scaled) or
   # rotated (the EKD paper's: scaled, turned by up to 10 degrees, shifted).
@@ -217,8 +293,9 @@ class Config:
   # Weight decay of all parameters, batch norm and adapters included.
   weight_decay: Number = 1e-4
 
-  # Temperature of the distillation term (ekd).
-  temperature: Number = 2.0
+  # Temperature of the distillation terms; if not set, 2 for ekd and ffsd, 3 for
+  # ffl and pcl, 1 for dml.
+  temperature: OptionalNumber = None
 
   # Weight of the cross-entropy terms (ekd).
   label_weight: Number = 0.7
@@ -231,6 +308,42 @@ class Config:
 
   # Which members train the shared stem (ekd): all of them, or the first only.
   base_gradients: Literal["all", "first"] = "all"
+
+  # Epochs over which distillation terms grow (ffl, pcl, ffsd), 0 for none. If
+  # not set, 80 (ffl, pcl) or 5 (ffsd) of 300, in proportion.
+  ramp_up_epochs: OptionalInteger = None
+
+  # How they grow: exponential, or as_coded: as in the one PCL code that is
+  # public, where they are next to nothing until the end of the ramp.
+  ramp_up: Literal["exponential", "as_coded"] = "exponential"
+
+  # Most that a mean teacher keeps of itself in a step (pcl), in [0, 1).
+  mean_teacher_decay: Number = 0.999
+
+  # Times that an image is augmented for a step (pcl); if not set, once for each
+  # network.
+  views: OptionalInteger = None
+
+  # Networks whose fused maps teach the leader (ffsd), 2 if not set.
+  common_students: OptionalInteger = None
+
+  # Weight decay of fusion modules (ffl, ffsd).
+  fusion_weight_decay: Number = 1e-5
+
+  # Learning rate of Adam, which trains the decoders (ffsd).
+  decoder_learning_rate: Number = 1e-3
+
+  # Weight of the terms that set common students apart (ffsd).
+  diversity_weight: Number = 1e-5
+
+  # Those terms as in the published code, or with normalised targets (ffsd).
+  diversity: Literal["published", "normalized"] = "published"
+
+  # Weight of the leader's terms on maps (ffsd).
+  fusion_weight: Number = 10.0
+
+  # Weight of the decoders' terms (ffsd).
+  decoder_weight: Number = 1000.0
 
   # Batch statistics of the global batch, or of each device's share.
   batch_norm: Literal["global", "local"] = "global"
@@ -395,11 +508,15 @@ def resolve(config: Config) -> Config:
     UserError: a value that cannot be used.
   """
   _check_values(config)
-  if config.ratios is None and config.widths is None:
-    config = dataclasses.replace(config, ratios=DEFAULT_RATIOS)
+  if _members_open(config):
+    if config.method in _PEERS:
+      config = dataclasses.replace(config, peers=_PEERS[config.method])
+    else:
+      config = dataclasses.replace(config, ratios=DEFAULT_RATIOS)
   if config.epochs is None:
     epochs = DEFAULT_EPOCHS[config.dataset]
     config = dataclasses.replace(config, epochs=epochs)
+  config = _with_method_defaults(config)
   if config.image_size is None:
     info = data.info(config.dataset)
     large = info.streamed or config.network == "efficientnet"
@@ -414,6 +531,76 @@ def resolve(config: Config) -> Config:
   if run_dir is None:
     run_dir = str(pathlib.Path("runs") / _run_name(config))
   return dataclasses.replace(config, run_dir=_absolute("run_dir", run_dir))
+
+
+def _members_open(config: Config) -> bool:
+  """Whether nothing says who is trained."""
+  return all(getattr(config, name) is None for name in MEMBERS)
+
+
+def member_count(config: Config) -> int:
+  """How many networks a config has as members, the full one included."""
+  if config.ratios is not None:
+    return 1 + len(config.ratios)
+  if config.partners is not None:
+    return 1 + len(config.partners.split(","))
+  return len(config.widths) if config.widths is not None else config.peers
+
+
+def network_count(config: Config) -> int:
+  """How many networks a resolved config trains in a step."""
+  return member_count(config) + (config.common_students or 0)
+
+
+def _with_method_defaults(config: Config) -> Config:
+  """With what the method has and nobody has set.
+
+  Raises:
+    UserError: a ramp that does not fit into the training, or fewer networks
+      than the method needs.
+  """
+  method = config.method
+  changes: dict[str, Any] = {}
+  if config.temperature is None:
+    changes["temperature"] = TEMPERATURES.get(method)
+  if method in _RAMP_UP and config.ramp_up_epochs is None:
+    changes["ramp_up_epochs"] = max(1, round(_RAMP_UP[method] * config.epochs))
+  if method == "ffsd" and config.common_students is None:
+    changes["common_students"] = _COMMON_STUDENTS
+  if method == "pcl" and config.views is None:
+    changes["views"] = member_count(config)
+  config = dataclasses.replace(config, **changes)
+  ramp = config.ramp_up_epochs
+  if ramp is not None and ramp > config.epochs:
+    raise UserError(
+      f"--ramp-up-epochs is {ramp} and --epochs is {config.epochs}: give at "
+      f"most {config.epochs}, or leave it out"
+    )
+  if method in ("ffl", "pcl") and member_count(config) < 2:
+    raise UserError(
+      f"--method {method} needs two networks or more: give --peers 2, or "
+      "ratios, widths or partners"
+    )
+  if method == "pcl" and config.views > member_count(config):
+    raise UserError(
+      f"--views is {config.views} and there are {member_count(config)} "
+      "networks to see them: give at most one view for each"
+    )
+  return config
+
+
+def alone(config: Config) -> Config:
+  """The config that trains the same members with the same budget, alone."""
+  nothing = dict.fromkeys(
+    name for name, those in METHODS_OF.items() if "solo" not in those
+  )
+  return dataclasses.replace(
+    config,
+    method="solo",
+    with_solo=False,
+    ramp_up="exponential",
+    **nothing,
+  )
 
 
 def _with_counts(config: Config) -> Config:
@@ -499,6 +686,8 @@ def _check_values(config: Config) -> None:
     "join_timeout",
     "accumulate",
     "image_size",
+    "peers",
+    "views",
   ):
     require(name, lambda n: n >= 1, "a whole number of at least 1")
   for name in (
@@ -508,16 +697,19 @@ def _check_values(config: Config) -> None:
     "process_id",
     "workers",
     "crop_padding",
+    "ramp_up_epochs",
   ):
     require(name, lambda n: n >= 0, "a whole number of at least 0")
   for name in ("seed", "seeds"):
     require(name, lambda n: n < 2**32, "below 2^32")
+  require("common_students", lambda n: n >= 2, "a whole number of at least 2")
   require("num_classes", lambda n: n >= 2, "a whole number of at least 2")
   for name in (
     "learning_rate",
     "learning_rate_drop_every",
     "temperature",
     "checkpoint_minutes",
+    "decoder_learning_rate",
   ):
     require(name, lambda n: n > 0, "a number above 0")
   for name in (
@@ -526,9 +718,14 @@ def _check_values(config: Config) -> None:
     "feature_weight",
     "distill_weight",
     "adapter_learning_rate",
+    "fusion_weight_decay",
+    "diversity_weight",
+    "fusion_weight",
+    "decoder_weight",
   ):
     require(name, lambda n: n >= 0, "a number of at least 0")
-  require("momentum", lambda n: 0 <= n < 1, "a number in [0, 1)")
+  for name in ("momentum", "mean_teacher_decay"):
+    require(name, lambda n: 0 <= n < 1, "a number in [0, 1)")
   require(
     "learning_rate_drop_factor", lambda n: 0 < n <= 1, "a number in (0, 1]"
   )
@@ -536,11 +733,6 @@ def _check_values(config: Config) -> None:
     "learning_rate_drops",
     lambda n: 0 < n < 1,
     "fractions of the training, each in (0, 1)",
-  )
-  require(
-    "depth",
-    lambda n: 8 <= n <= 10_000 and (n - 2) % 6 == 0,
-    "6n + 2 and at most 10000: 8, 14, 20, 32, 44, 56, 110, 1202, ...",
   )
   require(
     "ratios",
@@ -556,10 +748,11 @@ def _check_values(config: Config) -> None:
     values = getattr(config, name) or ()
     if len(set(values)) < len(values):
       raise UserError(f"{flag(name)} is {_shown(values)}: give each value once")
-  if config.ratios is not None and config.widths is not None:
+  said = [flag(name) for name in MEMBERS if getattr(config, name) is not None]
+  if len(said) > 1:
     raise UserError(
-      "--ratios and --widths were both given: they say the same thing in two "
-      "ways, leave one out"
+      f"{said[0]} and {said[1]} were both given: they say the same thing in "
+      "two ways, leave one out"
     )
   if config.widths is not None and config.widths[0] != 1:
     raise UserError(
@@ -576,43 +769,93 @@ def _check_values(config: Config) -> None:
       "--with-solo was given with --method solo: the members are alone "
       "already, leave --with-solo out"
     )
-  _check_network(config)
+  for each in (config, *partners_of(config)):
+    _check_depth(each)
+    _check_network(each)
+  _check_method(config)
   _check_data(config)
   _check_processes(config)
 
 
-def _check_network(config: Config) -> None:
-  own = re.fullmatch(r"[\w.]+:\w+", config.network)
-  if config.network == "resnet" or own:
-    if config.variant is not None:
+def partners_of(config: Config) -> list[Config]:
+  """The config of each partner alone.
+
+  Raises:
+    UserError: one is a resnet without a depth.
+  """
+  found = []
+  for partner in config.partners.split(",") if config.partners else ():
+    network, _, variant = partner.partition(":")
+    plain = {"partners": None, "network": network, "variant": variant or None}
+    if network == "resnet" and variant.isdecimal():
+      plain |= {"variant": None, "depth": int(variant)}
+    elif network == "resnet":
       raise UserError(
-        f"--variant {config.variant} was given with --network "
-        f"{config.network}, which has none: leave it out"
-        + ("" if own else ", --depth says which")
+        f"--partners has {partner!r}: give resnet:DEPTH, such as resnet:20"
+      )
+    found.append(dataclasses.replace(config, **plain))
+  return found
+
+
+def _check_depth(config: Config) -> None:
+  if not 8 <= config.depth <= 10_000 or config.depth % 6 != 2:
+    raise UserError(
+      f"--depth is {config.depth}: must be 6n + 2 and at most 10000: 8, 14, "
+      "20, 32, 44, 56, 110, 1202, ..."
+    )
+
+
+def _check_network(config: Config) -> None:
+  network, variant = config.network, config.variant
+  own = re.fullmatch(r"[\w.]+:\w+", network)
+  if network in _SINGLE or own:
+    if variant is not None:
+      raise UserError(
+        f"--variant {variant} was given with --network {network}, which has "
+        "none: leave it out"
+        + (", --depth says which" if network == "resnet" else "")
       )
     return
-  if config.network not in VARIANTS:
-    near = nearest(config.network, ["resnet", *VARIANTS])
+  if network not in VARIANTS:
+    near = nearest(network, [*_SINGLE, *VARIANTS])
     meant = f" (did you mean {near}?)" if near else ""
     raise UserError(
-      f"--network {config.network} is not known{meant}: use one of resnet, "
-      f"{', '.join(VARIANTS)}, or MODULE:FUNCTION"
+      f"--network {network} is not known{meant}: use one of "
+      f"{', '.join([*_SINGLE, *VARIANTS])}, or MODULE:FUNCTION"
     )
-  allowed = VARIANTS[config.network]
-  variant = config.variant
-  if config.network == "densenet" and variant is not None:
-    numbers = re.fullmatch(r"(\d{1,3})/(\d{1,4})", variant)
-    if numbers and int(numbers[1]) >= 1:
-      depth = int(numbers[2])
-      if depth >= 10 and depth % 6 == 4:
-        return
-  elif variant in allowed:
+  form, step, words = _OTHER_VARIANTS.get(network, (None, 0, ""))
+  if variant in VARIANTS[network]:
     return
+  if form and (found := re.fullmatch(form, variant or "")):
+    depth = int(found["depth"])
+    if depth >= 4 + step and (depth - 4) % step == 0:
+      return
   given = "is missing" if variant is None else f"is {variant}"
   raise UserError(
-    f"--variant {given}: {config.network} is one of {', '.join(allowed)}"
-    + (", or any GROWTH/DEPTH with depth 6n + 4" if "/" in allowed[0] else "")
+    f"--variant {given}: {network} is one of {', '.join(VARIANTS[network])}"
+    + (f", or any {words}" if words else "")
   )
+
+
+def _check_method(config: Config) -> None:
+  """Refuses options that the method does not have."""
+  for name, those in METHODS_OF.items():
+    value = getattr(config, name)
+    if value is not None and config.method not in those:
+      raise UserError(
+        f"{flag(name)} {value} was given with --method {config.method}: it is "
+        f"for {', '.join(those)}, leave it out"
+      )
+  if config.ramp_up != "exponential" and config.method != "pcl":
+    raise UserError(
+      f"--ramp-up {config.ramp_up} was given with --method {config.method}: it "
+      "is for pcl, leave it out"
+    )
+  if config.optimizer == "rmsprop" and config.method in ("ffl", "ffsd"):
+    raise UserError(
+      f"--optimizer rmsprop was given with --method {config.method}, which is "
+      "trained with nesterov: leave it out"
+    )
 
 
 def _check_data(config: Config) -> None:

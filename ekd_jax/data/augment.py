@@ -26,7 +26,7 @@ def draw(
   Args:
     rng: one key per step, the same on every device.
     batch_size: images in the global batch; static.
-    padding: zero pixels that `apply` adds on each side; static.
+    padding: pixels that `apply` adds on each side; static.
     flip: whether images may be mirrored; static.
 
   Returns:
@@ -47,15 +47,22 @@ def draw(
 
 
 def apply(
-  images: jax.Array, choices: dict[str, jax.Array], *, padding: int
+  images: jax.Array,
+  choices: dict[str, jax.Array],
+  *,
+  padding: int,
+  reflect: bool = False,
 ) -> jax.Array:
-  """Pads with zeros, crops at the chosen offset, mirrors left-right.
+  """Pads, crops at the chosen offset, mirrors left-right.
 
   Args:
     images: uint8 [N, H, W, C].
     choices: the rows of `draw`'s result that belong to these images:
       "offset" int32 [N, 2] in [0, 2 * padding], "flip" bool [N].
     padding: as given to `draw`; static.
+    reflect: whether the padding is the image mirrored at its border, the
+      outermost pixels not repeated, and not zeros; static. It must then be
+      less than H and W.
 
   Returns:
     uint8 [N, H, W, C]: every pixel is one of the image's own or zero.
@@ -66,7 +73,11 @@ def apply(
   chex.assert_shape(choices["flip"], (images.shape[0],))
   size = images.shape[1:]
   margin = (padding, padding)
-  padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
+  padded = jnp.pad(
+    images,
+    ((0, 0), margin, margin, (0, 0)),
+    mode="reflect" if reflect else "constant",
+  )
 
   def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), size)

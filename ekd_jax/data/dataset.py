@@ -30,8 +30,9 @@ class DatasetInfo:
     test_examples: images in the whole test part.
     mean: per channel mean of the training pixels, black = 0 and white = 1.
     std: per channel standard deviation, in the same unit.
-    crop_padding: zero pixels added on each side before the random crop.
+    crop_padding: pixels added on each side before the random crop.
     flip: whether a mirrored image is still an image of its class.
+    reflect: whether the padding is the image mirrored, and not zeros.
     side: height and width that the step enlarges stored images to before they
       are cropped (and `crop_padding` is added); None leaves them as they are.
     streamed: whether the images do not fit into memory, see `stream`.
@@ -46,6 +47,7 @@ class DatasetInfo:
   std: tuple[float, ...]
   crop_padding: int
   flip: bool
+  reflect: bool = False
   side: int | None = None
   streamed: bool = False
 

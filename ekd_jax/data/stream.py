@@ -78,8 +78,9 @@ class View(NamedTuple):
 class TrainingBatches:
   """The batches of a training, by number; what grain reads from.
 
-  Attributes of a batch: "image" uint8 [n, side, side, 3], "label" int32 [n],
-  "broken" int32 [n], the index of a file that could not be used, or -1.
+  Attributes of a batch: "image" uint8 [n, side, side, 3], of several views
+  [n, views, side, side, 3], "label" int32 [n], "broken" int32 [n], the index
+  of a file that could not be used, or -1.
   """
 
   def __init__(
@@ -90,6 +91,7 @@ class TrainingBatches:
     batch_size: int,
     rows: slice,
     total_steps: int,
+    views: int = 1,
   ):
     """Reads nothing yet.
 
@@ -99,12 +101,14 @@ class TrainingBatches:
       batch_size: of the global batch.
       rows: those of it that this process trains on.
       total_steps: how many batches there are.
+      views: how many times an image is cropped, each differently.
     """
     self._files = files
     self._view = view
     self._batch_size = batch_size
     self._rows = range(batch_size)[rows]
     self._total_steps = total_steps
+    self._views = views
     self._epoch_steps = len(files) // batch_size
 
   def __len__(self) -> int:
@@ -121,12 +125,17 @@ class TrainingBatches:
         _example(
           self._files,
           int(index),
-          lambda image, source=source: images.for_training(
-            image, self._view.side, self._view.crop, source
-          ),
+          lambda image, source=source: self._seen(image, source),
         )
       )
     return _stacked(made)
+
+  def _seen(self, image: Any, source: np.random.Generator) -> np.ndarray:
+    seen = [
+      images.for_training(image, self._view.side, self._view.crop, source)
+      for _ in range(self._views)
+    ]
+    return np.stack(seen) if self._views > 1 else seen[0]
 
 
 class TestBatches:

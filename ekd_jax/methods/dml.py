@@ -20,7 +20,7 @@ from ekd_jax.models.network import Family
 
 
 def dml(
-  family: Family,
+  families: Sequence[Family],
   members: Sequence[Member],
   optimizer: optax.GradientTransformation,
   *,
@@ -30,7 +30,7 @@ def dml(
   """Trains the members towards the labels and each other.
 
   Args:
-    family: the network, at any width.
+    families: of each member.
     members: who is trained.
     optimizer: for all parameters.
     temperature: of the mutual term, > 0; 1 in the paper.
@@ -56,5 +56,5 @@ def dml(
     return sum(terms.values()), terms
 
   return independent_networks(
-    family, members, optimizer, label_and_mutual_loss, accumulate=accumulate
+    families, members, optimizer, label_and_mutual_loss, accumulate=accumulate
   )

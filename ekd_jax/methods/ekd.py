@@ -61,7 +61,7 @@ def ekd(
 
   def init(rng: jax.Array, batch: dict[str, jax.Array]) -> State:
     stem_rng, *branch_rngs = jax.random.split(rng, 1 + len(names))
-    images = _shape_of(batch["image"])
+    images = update.shape_of(batch["image"])
     stem_variables, hidden = init_network(stem, stem_rng, images)
     params = {"stem": stem_variables["params"], "branches": {}, "adapters": {}}
     batch_stats = {"stem": stem_variables["batch_stats"], "branches": {}}
@@ -201,7 +201,3 @@ def ekd(
     }
 
   return Method(init, train_step, predict, students)
-
-
-def _shape_of(array: jax.Array) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(array.shape, array.dtype)

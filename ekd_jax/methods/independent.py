@@ -25,7 +25,7 @@ LogitsLoss = Callable[
 
 
 def independent_networks(
-  family: Family,
+  families: Sequence[Family],
   members: Sequence[Member],
   optimizer: optax.GradientTransformation,
   loss_of_logits: LogitsLoss,
@@ -35,7 +35,7 @@ def independent_networks(
   """The method that trains every member as a network of its own.
 
   Args:
-    family: the network, at any width.
+    families: of each member.
     members: who is trained.
     optimizer: for all parameters.
     loss_of_logits: this device's scalar loss and its terms.
@@ -45,13 +45,11 @@ def independent_networks(
     The `Method`; its state holds {"params": {member}, "batch_stats":
     {member}, "opt_state"}.
   """
-  networks = {
-    m.name: Network(family.stem(), family.branch(m.width)) for m in members
-  }
+  pairs = list(zip(families, members, strict=True))
+  networks = {m.name: Network(f.stem(), f.branch(m.width)) for f, m in pairs}
 
   def init(rng: jax.Array, batch: Mapping[str, jax.Array]) -> State:
-    image = batch["image"]
-    images = jax.ShapeDtypeStruct(image.shape, image.dtype)
+    images = update.shape_of(batch["image"])
     variables = {
       name: init_network(network, member_rng, images)[0]
       for (name, network), member_rng in zip(
@@ -107,16 +105,15 @@ def independent_networks(
     return update.with_ensemble(logits)
 
   def students(state: State) -> dict[str, Student]:
-    alone = family.alone()
     return {
       m.name: Student(
-        Network(alone.stem(), alone.branch(m.width)),
+        Network(f.alone().stem(), f.alone().branch(m.width)),
         {
           "params": state["params"][m.name],
           "batch_stats": state["batch_stats"][m.name],
         },
       )
-      for m in members
+      for f, m in pairs
     }
 
   return Method(init, train_step, predict, students)

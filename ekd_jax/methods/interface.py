@@ -37,7 +37,8 @@ class Method(NamedTuple):
   """A training method.
 
   A batch is {"image": [n, H, W, C] normalised float images, "label": [n]
-  integers}, n the examples of one device.
+  integers}, n the examples of one device. A method of several views is given
+  images [n, views, H, W, C].
 
   Attributes:
     init: (rng, batch) -> state, a pytree of everything that training changes.
@@ -47,8 +48,11 @@ class Method(NamedTuple):
       all devices. Metrics are a flat dict of scalars: "loss", the quantity
       that is minimised, and any number of "what/which".
     predict: (state, images) -> {name: output}, in evaluation mode: logits
-      [n, K] of "ensemble" and of every member, "student_0" first.
-    students: state -> {name: Student}, what can be shipped alone.
+      [n, K] of "ensemble", which is what teaches the members, of every member,
+      "student_0" first, and of whatever else is worth a score. Images are
+      [n, H, W, C].
+    students: state -> {name: Student}, what can be shipped alone: the members.
+    views: how many times, each differently, an image is augmented for a step.
   """
 
   init: Callable[[jax.Array, Mapping[str, jax.Array]], State]
@@ -58,3 +62,4 @@ class Method(NamedTuple):
   ]
   predict: Callable[[State, jax.Array], dict[str, jax.Array]]
   students: Callable[[State], dict[str, Student]]
+  views: int = 1

@@ -17,7 +17,7 @@ from ekd_jax.models.network import Family
 
 
 def solo(
-  family: Family,
+  families: Sequence[Family],
   members: Sequence[Member],
   optimizer: optax.GradientTransformation,
   *,
@@ -37,5 +37,5 @@ def solo(
     return sum(terms.values()), terms
 
   return independent_networks(
-    family, members, optimizer, label_loss, accumulate=accumulate
+    families, members, optimizer, label_loss, accumulate=accumulate
   )

@@ -125,6 +125,11 @@ def _gradients(
   return gradients, batch_stats, metrics
 
 
+def shape_of(array: jax.Array) -> jax.ShapeDtypeStruct:
+  """Its shape and type."""
+  return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
 def keys_of_networks(
   rng: jax.Array | None, count: int
 ) -> list[jax.Array | None]:
@@ -149,19 +154,24 @@ def average_over_devices(tree: Any) -> Any:
 
 
 def classification_metrics(
-  logits: Mapping[str, jax.Array], labels: jax.Array
+  logits: Mapping[str, jax.Array],
+  labels: jax.Array,
+  ensemble: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   """What every method reports of a training batch.
 
   Args:
     logits: {member: [n, K]} of every member.
     labels: [n] integers.
+    ensemble: logits [n, K] of what teaches the members; their mean by default.
 
   Returns:
     "top1/MEMBER" of every member and "top1/ensemble", in percent, and
-    "label/ensemble", the ensemble's cross entropy, which is never optimised.
+    "label/ensemble", the ensemble's cross entropy (that of the mean is never
+    optimised).
   """
-  ensemble = losses.ensemble_logits(list(logits.values()))
+  if ensemble is None:
+    ensemble = losses.ensemble_logits(list(logits.values()))
   metrics = {
     f"top1/{name}": _top1(values, labels) for name, values in logits.items()
   }

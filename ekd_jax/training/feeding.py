@@ -65,6 +65,7 @@ def from_stream(
   steps: range,
   broken: stream.Broken,
   devices: parallel.Devices,
+  views: int = 1,
 ) -> Iterator[tuple[Any, ...]]:
   """Yields (batch,) of every step.
 
@@ -74,6 +75,7 @@ def from_stream(
     steps: those to come, counted from 0.
     broken: told of files that cannot be used.
     devices: where the batches are put.
+    views: of each image; see `Method`.
   """
   source = stream.TrainingBatches(
     dataset.train,
@@ -81,6 +83,7 @@ def from_stream(
     batch_size=config.batch_size,
     rows=parallel.own_rows(config.batch_size, devices),
     total_steps=steps.stop,
+    views=views,
   )
   made = stream.batches(source, steps.start, workers=workers(config))
   with contextlib.closing(made):

@@ -179,7 +179,7 @@ class ConsoleLog:
       rate = (elapsed - self._paused) / self._steps_timed
       rate = f", {images / rate:.0f} images/s"
       left = elapsed / self._steps_timed * (self._total_steps - step)
-      left = f", {_duration(left)} left"
+      left = f", {duration(left)} left"
     self._show(
       f"epoch {epoch}/{epochs}, step {step}/{self._total_steps}, "
       f"loss {loss:.3f}{rate}{left}"
@@ -216,14 +216,18 @@ class ConsoleLog:
       if name.startswith("top1/")
     }
     ensemble = top1.pop("ensemble")
-    students = " ".join(
-      f"{top1[name]:.2f}" for name in sorted(top1, key=_member_order)
-    )
+    names = sorted(top1, key=_member_order)
+    students = " ".join(f"{top1[n]:.2f}" for n in names if _is_member(n))
+    others = "".join(f", {n} {top1[n]:.2f}" for n in names if not _is_member(n))
     self._accuracy = (
-      f"; test top-1 %: students {students}, ensemble {ensemble:.2f}"
+      f"; test top-1 %: students {students}, ensemble {ensemble:.2f}{others}"
     )
     self._last_line = time.monotonic()
     self.say(f"epoch {epoch}/{epochs}{self._accuracy}")
+
+
+def _is_member(name: str) -> bool:
+  return name.startswith("student_")
 
 
 def _member_order(name: str) -> tuple[int, str]:
@@ -231,7 +235,8 @@ def _member_order(name: str) -> tuple[int, str]:
   return len(name), name
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+  """A length of time: "2 h 05 min", "3 min 10 s"."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:

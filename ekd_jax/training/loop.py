@@ -142,7 +142,9 @@ def _run_epochs(
   broken = stream.Broken(skip=config.skip_broken)
   if isinstance(dataset, LargeDataset):
     step = make_stream_step(method, dataset.info)
-    feed = feeding.from_stream(config, dataset, steps, broken, devices)
+    feed = feeding.from_stream(
+      config, dataset, steps, broken, devices, method.views
+    )
   else:
     step = make_train_step(
       method,
@@ -269,15 +271,14 @@ def _warn_of_weak_ensemble(
   config: Config, screen: ConsoleLog, scores: dict[str, float]
 ) -> None:
   members = {
-    name.removeprefix("top1/"): value
-    for name, value in scores.items()
-    if name.startswith("top1/") and name != "top1/ensemble"
+    member.name: scores[f"top1/{member.name}"]
+    for member in build.members(config)
   }
   best = max(members, key=members.get)
   if scores["top1/ensemble"] < members[best]:
     teacher = (
       ": as a teacher it holds that member back"
-      if config.method == "ekd"
+      if config.method not in ("solo", "dml")
       else ""
     )
     screen.say(

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# Parameters of this top-level entry have a learning rate of their own.
+# Parameters of these top-level entries are trained differently.
 ADAPTERS = "adapters"
+FUSION = "fusion"
+DECODERS = "decoders"
 
 
 def step_schedule(
@@ -100,6 +102,51 @@ def rmsprop(
       momentum=momentum,
     ),
     optax.masked(optax.scale(adapter_multiplier), _adapter_mask),
+  )
+
+
+def sgd_and_adam(
+  schedule: optax.Schedule,
+  *,
+  momentum: float,
+  weight_decay: float,
+  fusion_weight_decay: float,
+  decoder_schedule: optax.Schedule,
+) -> optax.GradientTransformation:
+  """Nesterov SGD, with exceptions for what stands on top of the networks.
+
+  Fusion modules have a weight decay of their own (FFL, FFSD), and decoders are
+  trained by Adam, with the weight decay of the networks added to the gradient
+  (FFSD).
+
+  Args:
+    schedule: step -> learning rate.
+    momentum: in [0, 1).
+    weight_decay: of everything but fusion modules; >= 0.
+    fusion_weight_decay: of the parameters under "fusion"; >= 0.
+    decoder_schedule: step -> learning rate of the parameters under "decoders".
+
+  Returns:
+    The optimizer.
+  """
+
+  def nesterov(decay: float) -> optax.GradientTransformation:
+    return nesterov_sgd(
+      schedule, momentum=momentum, weight_decay=decay, adapter_multiplier=1.0
+    )
+
+  return optax.partition(
+    {
+      "networks": nesterov(weight_decay),
+      FUSION: nesterov(fusion_weight_decay),
+      DECODERS: optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.adam(decoder_schedule)
+      ),
+    },
+    lambda params: {
+      name: name if name in (FUSION, DECODERS) else "networks"
+      for name in params
+    },
   )
 
 

@@ -35,8 +35,9 @@ def root_keys(seed: int) -> dict[str, jax.Array]:
 def init_state(method: Method, info: DatasetInfo, seed: int) -> Any:
   """The state of step 0: {"method", "keys", "step"}."""
   keys = root_keys(seed)
+  views = () if method.views == 1 else (method.views,)
   batch = {
-    "image": jnp.zeros((1, *info.input_shape), jnp.float32),
+    "image": jnp.zeros((1, *views, *info.input_shape), jnp.float32),
     "label": jnp.zeros((1,), jnp.int32),
   }
   rng = jax.random.wrap_key_data(keys["init"])
@@ -87,17 +88,25 @@ def make_train_step(
 
     position = (step % steps_per_epoch) * batch_size
     rows = own(jax.lax.dynamic_slice_in_dim(order, position, batch_size))
-    choices = augment.draw(
-      jax.random.fold_in(key, step),
-      batch_size,
-      padding=info.crop_padding,
-      flip=info.flip,
-    )
-    images = augment.apply(
-      augment.enlarge(examples["image"][rows], info.side),
-      jax.tree.map(own, choices),
-      padding=info.crop_padding,
-    )
+    key = jax.random.fold_in(key, step)
+    images = augment.enlarge(examples["image"][rows], info.side)
+
+    def view(key: jax.Array) -> jax.Array:
+      choices = augment.draw(
+        key, batch_size, padding=info.crop_padding, flip=info.flip
+      )
+      return augment.apply(
+        images,
+        jax.tree.map(own, choices),
+        padding=info.crop_padding,
+        reflect=info.reflect,
+      )
+
+    if method.views == 1:
+      images = view(key)
+    else:
+      keys = [jax.random.fold_in(key, index) for index in range(method.views)]
+      images = jnp.stack([view(key) for key in keys], 1)
     batch = {
       "image": augment.normalize(images, mean=info.mean, std=info.std),
       "label": examples["label"][rows],
@@ -118,7 +127,8 @@ def make_stream_step(
 
   Returns:
     (state, batch) -> (state, metrics), as `make_train_step`; batch is
-    {"image": [n, H, W, C] uint8, "label": [n]}, the device's rows.
+    {"image": [n, H, W, C] uint8 (or [n, views, H, W, C]), "label": [n]}, the
+    device's rows.
   """
 
   def train_step(

@@ -52,6 +52,21 @@ def test_every_crop_and_flip_moves_pixels_as_the_reference_does(padding, shape):
   np.testing.assert_array_equal(got, np.stack(wanted))
 
 
+@pytest.mark.parametrize("padding", [1, 4])
+def test_a_reflected_margin_is_numpy_s(padding):
+  choices = _all_choices(padding)
+  images = _images(len(choices["flip"]), (6, 9, 3))
+  got = augment.apply(images, choices, padding=padding, reflect=True)
+  margin = (padding, padding)
+  padded = np.pad(images, ((0, 0), margin, margin, (0, 0)), mode="reflect")
+  for index, image in enumerate(padded):
+    row, column = np.asarray(choices["offset"][index])
+    wanted = image[row : row + 6, column : column + 9]
+    if choices["flip"][index]:
+      wanted = wanted[:, ::-1]
+    np.testing.assert_array_equal(got[index], wanted)
+
+
 def test_the_middle_offset_is_the_image_itself():
   images = _images(5)
   choices = {"offset": jnp.full((5, 2), 4), "flip": jnp.zeros((5,), bool)}

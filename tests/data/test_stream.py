@@ -55,6 +55,37 @@ def assert_same(a, b):
     np.testing.assert_array_equal(a[name], b[name])
 
 
+class Noise(Memory):
+  """Images of which every part looks different."""
+
+  def read(self, index):
+    pixels = np.random.default_rng(index).integers(0, 256, (9, 7, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue(), index
+
+
+def test_several_views_of_an_image_differ_and_the_first_is_the_only_one():
+  def batch(views):
+    source = stream.TrainingBatches(
+      Noise(),
+      view(),
+      batch_size=BATCH,
+      rows=slice(2, 6),
+      total_steps=6,
+      views=views,
+    )
+    return source[1]
+
+  one, three = batch(1), batch(3)
+  assert three["image"].shape == (4, 3, SIDE, SIDE, 3)
+  np.testing.assert_array_equal(three["image"][:, 0], one["image"])
+  np.testing.assert_array_equal(three["label"], one["label"])
+  for first, second in ((0, 1), (0, 2), (1, 2)):
+    differ = three["image"][:, first] != three["image"][:, second]
+    assert differ.reshape(4, -1).any(1).all()
+
+
 def test_an_epoch_has_every_example_at_most_once_and_the_next_is_another():
   source = training()
   epochs = [

@@ -43,6 +43,31 @@ def family(axis_name=AXIS_NAME, dtype=jnp.float32, formulation="lax"):
   )
 
 
+def run_alone(module, variables, kind, x, *, train=True):
+  """A module by itself, on one device.
+
+  Args:
+    module: a Linen module without a device axis.
+    variables: a state's "params" and "batch_stats".
+    kind: where its variables are in them, "a/b/c".
+    x: what it takes.
+    train: whether it uses batch statistics.
+
+  Returns:
+    Its output and its statistics afterwards.
+  """
+  own = {}
+  for collection in ("params", "batch_stats"):
+    tree = variables[collection]
+    for name in kind.split("/"):
+      tree = tree[name]
+    own[collection] = tree
+  if not train:
+    return module.apply(own, x, train=False), own["batch_stats"]
+  output, changed = module.apply(own, x, train=True, mutable=["batch_stats"])
+  return output, changed["batch_stats"]
+
+
 def members(*widths):
   return members_of_widths(widths, family().cost)
 

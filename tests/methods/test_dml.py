@@ -15,7 +15,7 @@ from tests.reference import losses as reference
 
 def build(hyper, members=MEMBERS):
   return methods.dml(
-    common.family(),
+    [common.family()] * len(members),
     members,
     common.optimizer(hyper),
     temperature=hyper["temperature"],
@@ -76,9 +76,13 @@ def test_the_published_temperature_is_the_default():
       )(own, batch(0))
     )
     for method in (
-      methods.dml(common.family(), MEMBERS[1:], optimizer),
-      methods.dml(common.family(), MEMBERS[1:], optimizer, temperature=1.0),
-      methods.dml(common.family(), MEMBERS[1:], optimizer, temperature=2.0),
+      methods.dml([common.family()] * 2, MEMBERS[1:], optimizer),
+      methods.dml(
+        [common.family()] * 2, MEMBERS[1:], optimizer, temperature=1.0
+      ),
+      methods.dml(
+        [common.family()] * 2, MEMBERS[1:], optimizer, temperature=2.0
+      ),
     )
   ]
   assert jaxprs[0] == jaxprs[1] != jaxprs[2]

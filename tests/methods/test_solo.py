@@ -20,7 +20,7 @@ def build(
   hyper, members=MEMBERS, axis_name=methods.AXIS_NAME, formulation="lax"
 ):
   return methods.solo(
-    common.family(axis_name, formulation=formulation),
+    [common.family(axis_name, formulation=formulation)] * len(members),
     members,
     common.optimizer(hyper),
   )

@@ -8,9 +8,14 @@ import pytest
 from ekd_jax.training.optimizers import (
   nesterov_sgd,
   rmsprop,
+  sgd_and_adam,
   step_schedule,
 )
-from tests.reference.optimizers import TensorFlowRMSProp, TorchSGD
+from tests.reference.optimizers import (
+  TensorFlowRMSProp,
+  TorchAdam,
+  TorchSGD,
+)
 
 
 def schedule(total_steps=200, drops=(0.5, 0.75)):
@@ -166,3 +171,37 @@ def test_a_deeper_entry_named_adapters_is_an_ordinary_parameter():
   params = {"student_0": {"adapters": jnp.ones(2)}}
   updates, _ = optimizer.update(params, optimizer.init(params), params)
   np.testing.assert_array_equal(updates["student_0"]["adapters"], [-1, -1])
+
+
+def test_fusion_and_decoders_are_trained_in_their_own_ways():
+  """SGD with another weight decay, and Adam, each as torch's."""
+  optimizer = sgd_and_adam(
+    schedule(8),
+    momentum=0.9,
+    weight_decay=0.05,
+    fusion_weight_decay=0.2,
+    decoder_schedule=step_schedule(
+      1e-3, drops=(0.5, 0.75), drop_factor=0.1, total_steps=8
+    ),
+  )
+  own = {
+    "networks": TorchSGD(0.9, 0.05),
+    "spread": TorchSGD(0.9, 0.05),
+    "fusion": TorchSGD(0.9, 0.2),
+    "decoders": TorchAdam(0.05),
+  }
+  rng = np.random.default_rng(0)
+  params = {name: {"kernel": jnp.array(rng.normal(size=3))} for name in own}
+  expected = {name: np.array(tree["kernel"]) for name, tree in params.items()}
+  state = optimizer.init(params)
+  for factor in [1.0] * 4 + [0.1] * 2 + [0.01] * 2:
+    gradients = {name: {"kernel": rng.normal(size=3)} for name in own}
+    updates, state = optimizer.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+    for name, torch in own.items():
+      rate = (1e-3 if name == "decoders" else 0.1) * factor
+      gradient = gradients[name]["kernel"]
+      expected[name] = torch.step(expected[name], gradient, rate)
+      np.testing.assert_allclose(
+        params[name]["kernel"], expected[name], rtol=1e-4, err_msg=name
+      )

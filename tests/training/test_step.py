@@ -28,7 +28,7 @@ IMAGES = _random.integers(0, 256, (EXAMPLES, 5, 6, 3), np.uint8)
 LABELS = np.arange(EXAMPLES, dtype=np.int32)
 
 
-def _spy():
+def _spy(views=1):
   """A method whose new state is what it was given."""
 
   def train_step(state, batch, rng):
@@ -36,7 +36,7 @@ def _spy():
     seen = {"batch": batch, "rng": jax.random.key_data(rng)}
     return seen, {"rows": jax.lax.psum(len(batch["label"]), AXIS_NAME)}
 
-  return Method(None, train_step, None, None)
+  return Method(None, train_step, None, None, views)
 
 
 def _order(seed, epoch):
@@ -47,11 +47,13 @@ def _order(seed, epoch):
   )
 
 
-def _seen(number, *, seed=SEED, devices=1, order=None):
+def _seen(number, *, seed=SEED, devices=1, order=None, views=1):
   """What step `number` gives the method, all devices' rows put together."""
   devices = jax.devices()[:devices]
   run = parallel.per_device(
-    step.make_train_step(_spy(), INFO, batch_size=BATCH, steps_per_epoch=STEPS),
+    step.make_train_step(
+      _spy(views), INFO, batch_size=BATCH, steps_per_epoch=STEPS
+    ),
     devices,
   )
   state = {
@@ -111,6 +113,36 @@ def test_the_global_batch_is_the_same_on_any_number_of_devices(devices):
     shared, _ = _seen(number, devices=devices)
     np.testing.assert_array_equal(shared["label"], alone["label"])
     np.testing.assert_array_equal(shared["image"], alone["image"])
+
+
+def test_every_view_is_augmented_by_itself():
+  """View v of an image is what its key, folded with v, makes of it."""
+  batch, _ = _seen(1, views=3)
+  assert batch["image"].shape == (BATCH, 3, 5, 6, 3)
+  rows = _order(SEED, 0)[BATCH : 2 * BATCH]
+  np.testing.assert_array_equal(batch["label"], LABELS[rows])
+  root = jax.random.wrap_key_data(step.root_keys(SEED)["augment"])
+  for view in range(3):
+    choices = augment.draw(
+      jax.random.fold_in(jax.random.fold_in(root, 1), view),
+      BATCH,
+      padding=2,
+      flip=True,
+    )
+    images = [
+      crop_and_flip(IMAGES[row], tuple(offset), bool(flip), padding=2)
+      for row, offset, flip in zip(
+        rows, np.asarray(choices["offset"]), choices["flip"], strict=True
+      )
+    ]
+    wanted = normalize(np.stack(images), INFO.mean, INFO.std)
+    np.testing.assert_allclose(
+      batch["image"][:, view], wanted, rtol=1e-5, atol=1e-5
+    )
+  # Not all views of an image are the same.
+  assert (batch["image"][:, 0] != batch["image"][:, 1]).any((1, 2, 3)).sum() > 4
+  shared, _ = _seen(1, views=3, devices=4)
+  np.testing.assert_array_equal(shared["image"], batch["image"])
 
 
 def test_all_devices_get_the_same_key_and_every_step_another():

@@ -1,0 +1,94 @@
+"""From a config to what it describes, where no run shows it."""
+
+import numpy as np
+import pytest
+
+from ekd_jax import build
+from ekd_jax import config as configs
+from ekd_jax.config import Config
+from ekd_jax.errors import UserError
+
+
+def ramp(method, epochs, **options):
+  """Its weight in the last step of each epoch, three steps each."""
+  config = configs.resolve(
+    Config(method=method, dataset="digits", depth=8, epochs=epochs, **options)
+  )
+  weight = build.ramp_up(config, 3 * epochs)
+  steps = np.arange(3 * epochs)
+  values = np.array([float(weight(np.int32(step))) for step in steps])
+  by_epoch = values.reshape(epochs, 3)
+  assert (by_epoch == by_epoch[:, :1]).all()
+  return by_epoch[:, 0]
+
+
+@pytest.mark.parametrize("method", ["ffl", "pcl"])
+def test_distillation_grows_over_80_of_300_epochs(method):
+  found = ramp(method, 300)
+  expected = {0: 0.006738, 1: 0.007629, 10: 0.021750, 40: 0.286505}
+  for epoch, value in expected.items():
+    assert found[epoch] == pytest.approx(value, abs=6e-7)
+  assert found[79] == pytest.approx(0.999219, abs=6e-7)
+  assert (found[80:] == 1).all()
+
+
+def test_a_leader_s_weight_grows_over_five_epochs_counted_from_one():
+  found = 10 * ramp("ffsd", 300)
+  expected = [0.407622, 1.652989, 4.493290, 8.187308, 10, 10]
+  assert found[:6] == pytest.approx(expected, abs=6e-6)
+
+
+def test_the_ramp_of_the_public_pcl_code_is_one_epoch_of_weight():
+  found = ramp("pcl", 300, ramp_up="as_coded")
+  assert found[:3] == pytest.approx([0.006738, 1, 0.006738], abs=6e-7)
+  assert found[3] == pytest.approx(2e-9, rel=0.05)
+  assert (found[4:81] < 1e-15).all()
+  assert (found[81:] == 1).all()
+
+
+def test_no_ramp_is_full_weight_from_the_start():
+  assert (ramp("ffl", 4, ramp_up_epochs=0) == 1).all()
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    # The one has 8 x 8 pixels in the end, the other 4 x 4.
+    (
+      {"method": "ffl", "partners": "efficientnet:b0", "image_size": 32},
+      "8 x 8 in resnet8, 1 x 1 in efficientnet_b0",
+    ),
+    (
+      {"method": "ffsd", "network": "densenet", "variant": "4/22"},
+      "those of densenet_bc_4_22 are 4 x 4, 2 x 2, 2 x 2",
+    ),
+    (
+      {"method": "ffsd", "network": "vgg16", "image_size": 32},
+      "those of vgg16 are 4 x 4, 2 x 2, 1 x 1",
+    ),
+  ],
+)
+def test_maps_that_do_not_fit_are_refused(options, said):
+  config = configs.resolve(Config(dataset="digits", depth=8, **options))
+  with pytest.raises(UserError, match=said):
+    build.check_maps(config)
+
+
+@pytest.mark.parametrize(
+  ("network", "variant"),
+  [
+    ("resnet", None),
+    ("wide_resnet", "16-2"),
+    ("plain_densenet", "12/40"),
+    ("bottleneck_resnet", "110"),
+    ("googlenet", None),
+  ],
+)
+def test_ffsd_takes_the_networks_of_its_paper(network, variant):
+  build.check_maps(
+    configs.resolve(
+      Config(
+        method="ffsd", dataset="cifar100", network=network, variant=variant
+      )
+    )
+  )
