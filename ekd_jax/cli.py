@@ -11,7 +11,7 @@ mistyped flag are answered at once.
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -43,7 +43,7 @@ _QUICK_NETWORKS = {
 QUICK = {
   "dataset": "digits",
   "depth": 8,
-  "ratios": (0.5, 0.75, 0.97),
+  "ratios": None,  # The method's own.
   "epochs": 30,
   "batch_size": 64,
   "learning_rate": 0.05,
@@ -108,14 +108,13 @@ def parse(
   """
   if "--quick" in arguments:
     quick = QUICK | _QUICK_NETWORKS.get(defaults.network, {})
-    if _given("--widths", arguments):
-      del quick["ratios"]
     defaults = dataclasses.replace(defaults, **quick)
-  elif _given("--widths", arguments):
-    defaults = dataclasses.replace(defaults, ratios=None)
-  with mistakes_in_one_line(Config):
+  if any(_given(configs.flag(name), arguments) for name in configs.MEMBERS):
+    nobody = dict.fromkeys(configs.MEMBERS)
+    defaults = dataclasses.replace(defaults, **nobody)
+  with mistakes_in_one_line(type(defaults)):
     config = tyro.cli(
-      Config,
+      type(defaults),
       default=defaults,
       description=description,
       args=list(arguments),
@@ -147,7 +146,7 @@ def report(run_dir: Annotated[str, tyro.conf.Positional]) -> None:
   from ekd_jax import run_directory
 
   run_directory.read_config(run_dir)
-  console = _console()
+  console = new_console()
   console.print(reports.members_table(run_directory.summarize(run_dir)))
   console.print(
     f"report: {reports.write(run_dir)}", highlight=False, soft_wrap=True
@@ -166,20 +165,22 @@ def evaluate(
   """
   from ekd_jax import loading
 
-  _use_compilation_cache(_console())
+  use_compilation_cache(new_console())
   run = loading.load_run(run_dir)
   scores = loading.evaluate(run, data_dir=data_dir)
   table = Table(title=f"test set, {scores['examples']:.0f} images")
   table.add_column("member")
   for heading in ("top-1 %", "top-5 %", "loss", "agreement %"):
     table.add_column(heading, justify="right")
-  for name in [*run.students, "ensemble"]:
+  scored = [n.removeprefix("top1/") for n in scores if n.startswith("top1/")]
+  known = [*run.students, "ensemble"]
+  for name in [*known, *(name for name in scored if name not in known)]:
     row = [
       scores.get(f"{what}/{name}")
       for what in ("top1", "top5", "loss", "agreement")
     ]
     table.add_row(name, *("-" if v is None else f"{v:.2f}" for v in row))
-  _console().print(table)
+  new_console().print(table)
 
 
 def compare(
@@ -194,7 +195,7 @@ def compare(
   """
   from ekd_jax import report as reports
 
-  console = _console()
+  console = new_console()
   console.print(reports.compare_table([run_a, run_b]))
   for line in reports.unlike([run_a, run_b]):
     console.print(f"warning: {line}", highlight=False, soft_wrap=True)
@@ -202,10 +203,21 @@ def compare(
 
 def _main(defaults: Config, description: str, argv: Sequence[str]) -> None:
   config = configs.resolve(parse(defaults, description, argv[1:]))
-  console = _console()
+  console = new_console()
   if config.plan:
-    _print_plan(config, console)
+    print_plan(config, console)
     return
+  with started(config, console) as stop:
+    run(config, argv, console, stop)
+
+
+@contextlib.contextmanager
+def started(config: Config, console: Console) -> Iterator[Any]:
+  """This process as one that trains: what is done once, before any training.
+
+  Yields:
+    The `stopping.StopRequest` of all trainings in it.
+  """
   if config.tune_allocator:
     process.tune_allocator()
   from ekd_jax.training import hosts, stopping
@@ -214,20 +226,57 @@ def _main(defaults: Config, description: str, argv: Sequence[str]) -> None:
   if not hosts.is_first():
     console.quiet = True
   with stopping.StopRequest() as stop, hosts.losses_of_others():
-    _run(config, argv, console, stop)
+    process.tidy_after_compiling()
+    yield stop
 
 
-def _run(
-  config: Config, argv: Sequence[str], console: Console, stop: Any
-) -> None:
-  """Trains everything the config asks for, then reports.
+def check(config: Config) -> None:
+  """Refuses what cannot be trained, before any file is written or fetched.
 
-  `stop` is a `stopping.StopRequest`, which cannot be named before JAX may be
-  imported.
+  Raises:
+    UserError: the networks, the batch, the devices or the run directory do not
+      fit.
   """
   import jax
 
-  process.tidy_after_compiling()
+  from ekd_jax import build
+  from ekd_jax.training import hosts, loop
+
+  build.members(config)
+  build.check_maps(config)
+  training_examples(config, jax.device_count())
+  loop.check_devices(config)
+  hosts.from_first(lambda: _check_directories(config))
+
+
+def _check_directories(config: Config) -> None:
+  from ekd_jax import run_directory
+
+  for each in (config, *_runs(config)):
+    run_directory.check(each.run_dir, each)
+
+
+def run(
+  config: Config,
+  argv: Sequence[str],
+  console: Console,
+  stop: Any,
+  *,
+  announce: Callable[[Config], str] | None = None,
+) -> None:
+  """Trains everything the config asks for, then reports.
+
+  Args:
+    config: resolved.
+    argv: the command line, for the record.
+    console: where progress is shown.
+    stop: see `started`.
+    announce: told when a training begins; returns what its lines start with.
+
+  Raises:
+    UserError: see `check`.
+  """
+  import jax
 
   from ekd_jax import build, run_directory, storage
   from ekd_jax import report as reports
@@ -235,19 +284,9 @@ def _run(
 
   run_dir = storage.path(config.run_dir)
   runs = _runs(config)
-
-  def check() -> None:
-    for run in (config, *runs):
-      run_directory.check(run.run_dir, run)
-
-  # Everything that can be refused is, before the first file is written or
-  # fetched.
-  build.members(config)
-  _training_examples(config, jax.device_count())
-  loop.check_devices(config)
-  hosts.from_first(check)
+  check(config)
   if config.compilation_cache:
-    _use_compilation_cache(console)
+    use_compilation_cache(console)
   if config.download and config.data_dir and config.dataset != "digits":
     console.print(
       f"reading {config.dataset} from {config.data_dir}; fetched first if it "
@@ -258,24 +297,25 @@ def _run(
   with contextlib.ExitStack() as stack:
     if hosts.is_first():
       stack.enter_context(storage.locked(config.run_dir))
-      check()  # Somebody else may have been here since.
+      _check_directories(config)  # Somebody else may have been here since.
       if config.seeds is not None:
         run_directory.open_run(run_dir, config, argv)
-    for run in runs:
-      name = str(storage.path(run.run_dir).relative_to(run_dir))
+    for each in runs:
+      name = str(storage.path(each.run_dir).relative_to(run_dir))
+      title = each.method if name == "." else name
       # The programs of the run before: they take memory, and memory maps.
       jax.clear_caches()
       loop.train(
-        run,
+        each,
         dataset,
         argv=argv,
         console=console,
-        title=run.method if name == "." else name,
+        title=announce(each) if announce else title,
         stop=stop,
       )
     if not hosts.is_first():
       return
-    for directory in dict.fromkeys([*(run.run_dir for run in runs), run_dir]):
+    for directory in dict.fromkeys([*(each.run_dir for each in runs), run_dir]):
       run_directory.write_summary(directory)
       reports.write(directory)
     summary = run_directory.summarize(run_dir)
@@ -285,7 +325,7 @@ def _run(
   )
 
 
-def _use_compilation_cache(console: Console) -> None:
+def use_compilation_cache(console: Console) -> None:
   problem = process.use_compilation_cache()
   if problem is not None:
     console.print(f"warning: {problem}", highlight=False, soft_wrap=True)
@@ -317,16 +357,13 @@ def _runs(config: Config) -> list[Config]:
     for each in (
       run,
       dataclasses.replace(
-        run,
-        method="solo",
-        with_solo=False,
-        run_dir=str(storage.path(run.run_dir) / SOLO),
+        configs.alone(run), run_dir=str(storage.path(run.run_dir) / SOLO)
       ),
     )
   ]
 
 
-def _training_examples(config: Config, devices: int = 1) -> int:
+def training_examples(config: Config, devices: int = 1) -> int:
   """How many images are trained on; needs no data.
 
   Args:
@@ -354,16 +391,17 @@ def _training_examples(config: Config, devices: int = 1) -> int:
   return examples
 
 
-def _print_plan(config: Config, console: Console) -> None:
+def print_plan(config: Config, console: Console) -> None:
   from ekd_jax import build, report
 
   members = build.members(config)
-  examples = _training_examples(config)
+  build.check_maps(config)
+  examples = training_examples(config)
   steps = examples // config.batch_size
   summary = {
     "method": config.method,
     "dataset": config.dataset,
-    "network": build.family(config).name,
+    "network": build.network_name(config),
     "epochs": config.epochs,
     "seed": config.seed if config.seeds is None else list(config.seeds),
     "members": [member._asdict() for member in members],
@@ -375,6 +413,11 @@ def _print_plan(config: Config, console: Console) -> None:
     f"{config.epochs} epochs of {steps} steps = {config.epochs * steps} steps "
     f"of {config.batch_size} images"
     + (f", {len(config.seeds)} seeds" if config.seeds else "")
+    + (
+      f", beside {config.common_students} common students"
+      if config.common_students
+      else ""
+    )
     + (", then the same for each student alone" if config.with_solo else ""),
     highlight=False,
     soft_wrap=True,
@@ -397,7 +440,7 @@ def _print_memory(config: Config, examples: int, console: Console) -> None:
   console.print(table)
 
 
-def _console() -> Console:
+def new_console() -> Console:
   # A pipe has no width; folding columns at 80 would break numbers.
   return Console() if sys.stdout.isatty() else Console(width=200)
 

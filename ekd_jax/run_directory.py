@@ -186,8 +186,10 @@ def summarize(run_dir: str | os.PathLike) -> dict[str, Any]:
   "best_top1", "best_epoch", "solo_top1", "relative_gain", "agreement"}],
   "ensemble": {"top1", "top5", "best_top1"}}. Accuracies are those on the test
   set at the last evaluation, in percent; "best_*" belong to the epoch that
-  was best on the validation examples; what was not measured is None. The
-  directory of several seeds gives means, and their "std" in the same shape.
+  was best on the validation examples; what was not measured is None. If the
+  method scores more than its members, "others" lists these as "ensemble" is,
+  each with its "name". The directory of several seeds gives means, and their
+  "std" in the same shape.
   """
   run_dir = storage.path(run_dir)
   config = load_config(run_dir)
@@ -226,18 +228,30 @@ def summarize(run_dir: str | os.PathLike) -> dict[str, Any]:
         "agreement": last.get(f"agreement/{name}"),
       }
     )
+
+  def beside_members(name: str) -> dict[str, float | None]:
+    return {
+      "top1": last.get(f"top1/{name}"),
+      "top5": last.get(f"top5/{name}"),
+      "best_top1": best_top1(name),
+    }
+
+  known = {"ensemble", *(row["name"] for row in rows)}
+  scored = [key.removeprefix("top1/") for key in last if key[:5] == "top1/"]
+  others = [
+    {"name": name, **beside_members(name)}
+    for name in sorted(scored)
+    if name not in known
+  ]
   return {
     "method": config.method,
     "dataset": config.dataset,
-    "network": build.family(config).name,
+    "network": build.network_name(config),
     "epochs": config.epochs,
     "seed": config.seed,
     "members": rows,
-    "ensemble": {
-      "top1": last.get("top1/ensemble"),
-      "top5": last.get("top5/ensemble"),
-      "best_top1": best_top1("ensemble"),
-    },
+    "ensemble": beside_members("ensemble"),
+    **({"others": others} if others else {}),
   }
 
 
@@ -335,21 +349,29 @@ def _summarize_seeds(run_dir: epath.Path, config: Config) -> dict[str, Any]:
   def spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
+  def named(what: str, function: Any) -> list[dict[str, Any]]:
+    by_name = zip(*(run.get(what, []) for run in runs), strict=True)
+    return [
+      {"name": rows[0]["name"], **over_seeds(function, rows)}
+      for rows in by_name
+    ]
+
   by_member = list(zip(*(run["members"] for run in runs), strict=True))
   ensembles = [run["ensemble"] for run in runs]
+  # Not yet evaluated, a seed does not know of them.
+  others = all("others" in run for run in runs)
   return {
-    **runs[0],
+    **{key: value for key, value in runs[0].items() if key != "others"},
     "seed": list(config.seeds),
     "members": [
       {**rows[0], "best_epoch": None, **over_seeds(statistics.fmean, rows)}
       for rows in by_member
     ],
     "ensemble": over_seeds(statistics.fmean, ensembles),
+    **({"others": named("others", statistics.fmean)} if others else {}),
     "std": {
-      "members": [
-        {"name": rows[0]["name"], **over_seeds(spread, rows)}
-        for rows in by_member
-      ],
+      "members": named("members", spread),
       "ensemble": over_seeds(spread, ensembles),
+      **({"others": named("others", spread)} if others else {}),
     },
   }

@@ -195,7 +195,8 @@ def test_what_does_not_change_the_training_may_differ(tmp_path):
   [
     ({"epochs": 5}, ["--epochs"]),
     ({"learning_rate": 0.2, "seed": 3}, ["--learning-rate", "--seed"]),
-    ({"method": "dml"}, ["--method"]),
+    # A method brings its own temperature.
+    ({"method": "dml"}, ["--method", "--temperature"]),
     ({"ratios": (0.25,)}, ["--ratios"]),
     ({"ratios": None, "widths": (1.0, 0.5)}, ["--ratios", "--widths"]),
     ({"seeds": (0, 1)}, ["--seeds"]),
@@ -331,6 +332,28 @@ def test_the_gain_over_the_same_network_alone(tmp_path):
   assert student["relative_gain"] == pytest.approx(10.0)
 
 
+def test_what_else_is_scored_stands_beside_the_members(tmp_path):
+  more = {"top1/peer_1": 33, "top5/peer_1": 44, "top1/peer_0": 22}
+  _write_run(
+    tmp_path,
+    [
+      ("validation", 1, _scores(1, 2, 3) | more),
+      ("test", 1, _scores(90, 80, 66) | more),
+    ],
+  )
+  summary = run_directory.summarize(tmp_path)
+  assert [member["name"] for member in summary["members"]] == list(MEMBERS)
+  assert summary["others"] == [
+    {"name": "peer_0", "top1": 22, "top5": None, "best_top1": 22},
+    {"name": "peer_1", "top1": 33, "top5": 44, "best_top1": 33},
+  ]
+
+
+def test_without_more_there_are_no_others(tmp_path):
+  _write_run(tmp_path, [("test", 1, _scores(90, 80, 66))])
+  assert "others" not in run_directory.summarize(tmp_path)
+
+
 def test_a_solo_run_without_figures_gives_nulls(tmp_path):
   _write_run(tmp_path, [("test", 1, _scores(90, 80, 66))])
   _write_run(tmp_path / "solo", [])
@@ -387,6 +410,24 @@ def test_seeds_give_means_and_standard_deviations(tmp_path):
     assert member["best_top1"] is None
     assert spread["best_top1"] is None
     assert member["best_epoch"] is None
+
+
+def test_seeds_give_means_of_what_else_is_scored(tmp_path):
+  _write_run(tmp_path, [], seeds=(0, 1))
+  for seed, value in ((0, 40.0), (1, 44.0)):
+    folder = run_directory.seed_directory(tmp_path, seed)
+    scores = _scores(70, 60, 50) | {"top1/common_0": value}
+    _write_run(folder, [("test", 4, scores)], seed=seed)
+  summary = run_directory.summarize(tmp_path)
+  (other,) = summary["others"]
+  assert (other["name"], other["top1"]) == ("common_0", 42.0)
+  (spread,) = summary["std"]["others"]
+  assert spread["top1"] == pytest.approx(8**0.5)
+  # A seed that has not been evaluated knows of none.
+  _write_run(run_directory.seed_directory(tmp_path, 1), [], seed=1)
+  summary = run_directory.summarize(tmp_path)
+  assert "others" not in summary
+  assert "others" not in summary["std"]
 
 
 def test_seeds_leave_what_members_are_alone(tmp_path):

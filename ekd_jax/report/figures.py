@@ -171,6 +171,54 @@ def accuracy_against_size(
   return _svg("Top-1 accuracy against parameters", HALF, draw)
 
 
+class TimedPoint(NamedTuple):
+  """A method in the plot of accuracy against time."""
+
+  name: str
+  ratio: float  # of the time of a step to solo's
+  top1: float | None
+  spread: float | None
+  colour: str
+
+
+def accuracy_against_time(points: Sequence[TimedPoint]) -> str:
+  """Top-1 against the time of a step.
+
+  Args:
+    points: methods; those without an accuracy are left out.
+
+  Returns:
+    An <svg> element; "" if there is no point to draw.
+  """
+  points = [point for point in points if _finite(point.top1)]
+  if not points:
+    return ""
+
+  def draw(axes: object) -> None:
+    for point in points:
+      colour = style.placeholder(point.colour)
+      axes.errorbar(
+        point.ratio,
+        point.top1,
+        yerr=_bar(point.spread),
+        marker="o",
+        markersize=8,
+        color=colour,
+        capsize=3,
+      )
+      axes.annotate(
+        point.name,
+        (point.ratio, point.top1),
+        xytext=(8, 4),
+        textcoords="offset points",
+        color=colour,
+      )
+    axes.margins(x=0.15, y=0.15)
+    axes.set_xlabel("time of a step, as a multiple of solo's")
+
+  return _svg("Top-1 accuracy against the time of a step", HALF, draw)
+
+
 def _svg(name: str, size: tuple[int, int], draw: object) -> str:
   """Draws one pair of axes and returns it as an element for inlining."""
   import matplotlib.style

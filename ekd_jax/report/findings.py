@@ -20,7 +20,7 @@ def subject(summary: dict) -> str:
   parts = [
     method,
     " on ".join(str(x) for x in (network, dataset) if x is not None) or None,
-    None if epochs is None else f"{_few(epochs, 'epoch')}",
+    None if epochs is None else f"{few(epochs, 'epoch')}",
     None if seed is None else _seed(seed),
   ]
   return ", ".join(str(part) for part in parts if part is not None)
@@ -29,9 +29,9 @@ def subject(summary: dict) -> str:
 def headline(run: Run) -> str:
   """The run in one sentence."""
   members = run.summary["members"]
-  start = _few(len(members), "network")
+  start = few(len(members), "network")
   if run.seeds:
-    start = f"{_few(len(run.seeds), 'run')} of {start}"
+    start = f"{few(len(run.seeds), 'run')} of {start}"
   else:
     start = f"One run, {start}"
   sizes = [member.get("params") for member in members]
@@ -128,7 +128,7 @@ def ensemble(run: Run) -> str | None:
     else f"{_points(abs(gain))} points {'above' if gain > 0 else 'below'}"
   )
   return (
-    f"The ensemble of all members reaches {_top1(run.summary['ensemble'])}, "
+    f"The ensemble reaches {_top1(run.summary['ensemble'])}, "
     f"{compared} its best member ({best['name']}, {_top1(best)})."
   )
 
@@ -159,7 +159,7 @@ def warnings(run: Run) -> list[str]:
   if bad:
     key, epoch = bad[0]
     found.append(
-      f"{_few(len(bad), 'logged figure')} {'is' if len(bad) == 1 else 'are'} "
+      f"{few(len(bad), 'logged figure')} {'is' if len(bad) == 1 else 'are'} "
       f"not finite, the first {key} in epoch {epoch}. Curves have gaps there."
     )
   return found
@@ -168,7 +168,8 @@ def warnings(run: Run) -> list[str]:
 def spreads(summary: dict) -> dict[str, dict]:
   """Standard deviations over seeds by member name, "ensemble" included."""
   std = summary.get("std") or {}
-  found = {member["name"]: member for member in std.get("members", [])}
+  named = [*std.get("members", []), *std.get("others", [])]
+  found = {one["name"]: one for one in named}
   return {**found, "ensemble": std.get("ensemble") or {}}
 
 
@@ -202,5 +203,6 @@ def _points(value: float) -> str:
   return f"{value:.2f}"
 
 
-def _few(number: float, noun: str) -> str:
+def few(number: float, noun: str) -> str:
+  """A count and its noun, in the plural if need be."""
   return f"{number:g} {noun}" + ("" if number == 1 else "s")

@@ -10,8 +10,7 @@ import html
 import json
 import math
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from etils import epath
 
@@ -21,6 +20,7 @@ from ekd_jax.report import (
   figures,
   findings,
   formatting,
+  markup,
   runs,
   style,
   tables,
@@ -64,26 +64,20 @@ def page(run: runs.Run) -> str:
       _reproduction(run),
     ]
   )
-  return (
-    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f"<title>{html.escape(subject)}</title>\n"
-    f"<style>\n{style.stylesheet()}</style>\n</head>\n"
-    f"<body>\n{body}\n</body>\n</html>\n"
-  )
+  return markup.document(subject, body)
 
 
 def _header(run: runs.Run, subject: str) -> str:
   sentences = [findings.against_solo(run), findings.ensemble(run)]
   lead = " ".join(sentence for sentence in sentences if sentence)
   warnings = "".join(
-    f'<p class="warning" role="note">{_prose(text)}</p>\n'
+    f'<p class="warning" role="note">{markup.prose(text)}</p>\n'
     for text in findings.warnings(run)
   )
   return (
     f'<header>\n<p class="subject">{html.escape(subject)}</p>\n'
-    f"<h1>{_prose(findings.headline(run))}</h1>\n"
-    f"<p>{_prose(lead)}</p>\n{warnings}</header>"
+    f"<h1>{markup.prose(findings.headline(run))}</h1>\n"
+    f"<p>{markup.prose(lead)}</p>\n{warnings}</header>"
   )
 
 
@@ -95,20 +89,21 @@ def _members(run: runs.Run) -> str:
   rows = []
   for row in cells.rows:
     name = row[0]
-    tags = [f"<td>{_swatch(colours[name])}{html.escape(name)}</td>"]
+    colour = colours.get(name, "muted")
+    tags = [f"<td>{markup.swatch(colour)}{html.escape(name)}</td>"]
     for field, text in zip(cells.fields[1:], row[1:], strict=True):
       gain = (gains.get(name) or 0) if field == "relative_gain" else 0
       kind = "good" if gain > 0 else "bad" if gain < 0 else ""
-      tags.append(f"<td{_class(kind)}>{html.escape(text)}</td>")
+      tags.append(f"<td{markup.class_of(kind)}>{html.escape(text)}</td>")
     kind = "ensemble" if name == "ensemble" else ""
-    rows.append(f"<tr{_class(kind)}>{''.join(tags)}</tr>")
+    rows.append(f"<tr{markup.class_of(kind)}>{''.join(tags)}</tr>")
   means = (
     f'<p class="note">Mean ± standard deviation over {len(run.seeds)} '
     "seeds.</p>"
     if run.seeds
     else ""
   )
-  return _section("Members", _figures_table(head, rows) + means)
+  return markup.section("Members", markup.figures_table(head, rows) + means)
 
 
 def _seeds(run: runs.Run) -> str:
@@ -135,14 +130,16 @@ def _seeds(run: runs.Run) -> str:
       + "</tr>"
     )
   note = '<p class="note">Top-1 % of each seed; its curves are in its report.'
-  return _section("Seeds", _figures_table(head, rows) + note + "</p>")
+  return markup.section(
+    "Seeds", markup.figures_table(head, rows) + note + "</p>"
+  )
 
 
 def _accuracy(run: runs.Run) -> str:
   colours = _colours(run)
   alone = run.solo.records if run.solo else []
   panels = [
-    _panel(
+    markup.panel(
       "Accuracy against size",
       figures.accuracy_against_size(
         _points(run), (run.summary.get("ensemble") or {}).get("top1")
@@ -151,7 +148,7 @@ def _accuracy(run: runs.Run) -> str:
       + ("; open: the same network trained alone." if _has_solo(run) else ".")
       + (" Bars: standard deviation over seeds." if run.seeds else ""),
     ),
-    _panel(
+    markup.panel(
       "Test accuracy while training",
       figures.over_epochs(
         "Test top-1 over epochs",
@@ -163,7 +160,7 @@ def _accuracy(run: runs.Run) -> str:
       "Top-1 % on the test set."
       + (" Dashed: the same network trained alone." if alone else ""),
     ),
-    _panel(
+    markup.panel(
       "Validation accuracy while training",
       figures.over_epochs(
         "Validation top-1 over epochs",
@@ -173,8 +170,8 @@ def _accuracy(run: runs.Run) -> str:
       "chosen here, never on the test set.",
     ),
   ]
-  content = _grid(panels)
-  return _section("Accuracy", _legend(run) + content) if content else ""
+  content = markup.grid(panels)
+  return markup.section("Accuracy", _legend(run) + content) if content else ""
 
 
 def _terms(run: runs.Run) -> str:
@@ -197,21 +194,24 @@ def _terms(run: runs.Run) -> str:
     "block, say) is shown as the mean over them. The vertical axis is "
     "logarithmic where values span more than a factor of 20.</p>"
   )
-  content = _grid(panels, small=True)
+  content = markup.grid(panels, small=True)
   if not content:
     return ""
-  return _section("Loss terms", _legend(run, alone=False) + content + note)
+  return markup.section(
+    "Loss terms", _legend(run, alone=False) + content + note
+  )
 
 
 def _ensemble(run: runs.Run) -> str:
-  if len(run.summary["members"]) < 2:
+  names = [member["name"] for member in run.summary["members"]]
+  if len(names) < 2 and "others" not in run.summary:
     return ""  # one member is its own ensemble
   colours = _colours(run)
   agreement = curves.members(run.records, "test", "agreement")
   top1 = curves.members(run.records, "test", "top1")
   ensemble = top1.pop("ensemble", {})
   panels = [
-    _panel(
+    markup.panel(
       "Agreement with the ensemble",
       figures.over_epochs(
         "Agreement with the ensemble over epochs", _lines(agreement, colours)
@@ -219,25 +219,30 @@ def _ensemble(run: runs.Run) -> str:
       "Test images, in %, for which a member and the ensemble name the same "
       "class.",
     ),
-    _panel(
+    markup.panel(
       "Ensemble minus best member",
       figures.over_epochs(
         "Ensemble minus best member over epochs",
-        [figures.Line(_above_best(ensemble, top1), "ink")],
+        [
+          figures.Line(
+            _above_best(ensemble, {n: top1[n] for n in names if n in top1}),
+            "ink",
+          )
+        ],
         zero_line=True,
       ),
       "Points of test top-1, against the member that is best in that epoch. "
       "Below zero the ensemble is the weaker one.",
     ),
   ]
-  content = _grid(panels)
+  content = markup.grid(panels)
   if not content:
     return ""
-  return _section("The ensemble", _legend(run, alone=False) + content)
+  return markup.section("The ensemble", _legend(run, alone=False) + content)
 
 
 def _definitions() -> str:
-  return _section(
+  return markup.section(
     "How to read the figures",
     "<p>The result of a run is the accuracy of its last epoch. The test set "
     "chooses nothing: a best epoch is given only where training images were "
@@ -270,12 +275,12 @@ def _reproduction(run: runs.Run) -> str:
     )
     parts.append(f"<pre><code>{html.escape(command)}</code></pre>{resumed}")
   parts.append('<div class="grid">')
-  parts.append(f"<div><h3>Configuration</h3>{_facts(run.config)}</div>")
+  parts.append(f"<div><h3>Configuration</h3>{markup.facts(run.config)}</div>")
   if environment:
-    facts = _facts(_flat(_json_or_text(environment)))
+    facts = markup.facts(_flat(_json_or_text(environment)))
     parts.append(f"<div><h3>Environment</h3>{facts}</div>")
   parts.append("</div>")
-  return _section("How to get it again", "\n".join(parts))
+  return markup.section("How to get it again", "\n".join(parts))
 
 
 def _points(run: runs.Run) -> list[figures.Point]:
@@ -340,22 +345,14 @@ def _legend(run: runs.Run, *, alone: bool = True) -> str:
     f"{html.escape(name)}</li>"
     for name, colour in _colours(run).items()
   ]
+  if others := run.summary.get("others"):
+    named = ", ".join(html.escape(other["name"]) for other in others)
+    items.append(
+      f'<li><span class="line" style="color:var(--muted)"></span>{named}</li>'
+    )
   if alone and _has_solo(run):
     items.append('<li><span class="line dashed"></span>trained alone</li>')
   return f'<ul class="legend">{"".join(items)}</ul>\n'
-
-
-def _class(name: str) -> str:
-  return f' class="{name}"' if name else ""
-
-
-def _swatch(colour: str) -> str:
-  return f'<span class="swatch" style="color:var(--{colour})"></span>'
-
-
-def _prose(text: str) -> str:
-  """Escapes a sentence and keeps a number and its unit on one line."""
-  return re.sub(r"(?<=\d) (?=[kMG]\b|%)", "&nbsp;", html.escape(text))
 
 
 def _small_panel(title: str, lines: list[figures.Line]) -> str:
@@ -365,41 +362,7 @@ def _small_panel(title: str, lines: list[figures.Line]) -> str:
   drawn = figures.over_epochs(
     f"{name} of training over epochs", lines, size=figures.THIRD
   )
-  return _panel(name, drawn, "")
-
-
-def _panel(title: str, drawn: str, caption: str) -> str:
-  if not drawn:
-    return ""
-  text = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-  return f"<figure>\n<h3>{html.escape(title)}</h3>\n{drawn}{text}\n</figure>\n"
-
-
-def _grid(panels: Iterable[str], *, small: bool = False) -> str:
-  content = "".join(panels)
-  kind = "grid small" if small else "grid"
-  return f'<div class="{kind}">\n{content}</div>\n' if content else ""
-
-
-def _section(title: str, content: str) -> str:
-  return f"<section>\n<h2>{html.escape(title)}</h2>\n{content}\n</section>"
-
-
-def _figures_table(head: str, rows: list[str]) -> str:
-  return (
-    '<div class="scroll"><table class="figures">\n'
-    f"<thead><tr>{head}</tr></thead>\n"
-    f"<tbody>\n{chr(10).join(rows)}\n</tbody>\n</table></div>\n"
-  )
-
-
-def _facts(values: Mapping[str, object]) -> str:
-  rows = "\n".join(
-    f"<tr><td>{html.escape(name)}</td>"
-    f"<td>{html.escape(formatting.plain(value))}</td></tr>"
-    for name, value in values.items()
-  )
-  return f'<table class="facts"><tbody>\n{rows}\n</tbody></table>'
+  return markup.panel(name, drawn, "")
 
 
 def _flat(value: object, name: str = "") -> dict[str, object]:

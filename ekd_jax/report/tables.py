@@ -80,11 +80,12 @@ class Cells(NamedTuple):
 
 
 def members_cells(summary: dict) -> Cells:
-  """The members of a run, one row each, and the ensemble as the last row."""
+  """The members of a run, one row each, then the ensemble and what else."""
   rows = [*summary["members"]]
   ensemble = summary.get("ensemble") or {}
   if any(value is not None for value in ensemble.values()):
     rows.append({**ensemble, "name": "ensemble"})
+  rows += summary.get("others", [])
   spreads = findings.spreads(summary)
   columns = [
     column
@@ -117,7 +118,7 @@ def members_table(summary: dict) -> Table:
     One row per member and a last one for the ensemble.
   """
   cells = members_cells(summary)
-  table = _table(findings.subject(summary), cells.headings)
+  table = new_table(findings.subject(summary), cells.headings)
   for row in cells.rows:
     if row[0] == "ensemble":
       table.add_section()
@@ -154,7 +155,7 @@ def compare_table(run_dirs: Sequence[str | os.PathLike]) -> Table:
   # One column of sizes is enough where all runs train the same networks.
   sizes = 1 if all(_same(members, name, "params") for name in names) else None
   sized = labels[:sizes]
-  table = _table(
+  table = new_table(
     "top-1 % of the last epoch",
     [
       "member",
@@ -338,7 +339,8 @@ def _notes(
   return notes
 
 
-def _table(title: str, headings: list[str]) -> Table:
+def new_table(title: str, headings: list[str]) -> Table:
+  """An empty table in the style of all of them."""
   table = Table(
     title=Text(title),
     box=box.SIMPLE_HEAD,

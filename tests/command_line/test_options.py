@@ -127,6 +127,50 @@ def test_every_option_can_be_given():
   assert given.depth == 110
 
 
+@pytest.mark.parametrize(
+  ("flags", "expected"),
+  [
+    ("", {"ratios": (0.5, 0.75, 0.97), "temperature": 2.0, "peers": None}),
+    ("--method dml", {"ratios": (0.5, 0.75, 0.97), "temperature": 1.0}),
+    # 80 of 300 epochs, and 5, in proportion.
+    (
+      "--method ffl --epochs 150",
+      {"peers": 2, "ratios": None, "temperature": 3.0, "ramp_up_epochs": 40},
+    ),
+    (
+      "--method pcl --epochs 300",
+      {"peers": 3, "views": 3, "temperature": 3.0, "ramp_up_epochs": 80},
+    ),
+    (
+      "--method ffsd --epochs 300",
+      {
+        "peers": 1,
+        "common_students": 2,
+        "temperature": 2.0,
+        "ramp_up_epochs": 5,
+      },
+    ),
+    ("--method ffsd --epochs 10", {"ramp_up_epochs": 1}),
+    ("--method pcl --ratios .5", {"peers": None, "views": 2}),
+    ("--method ffl --peers 4 --temperature 5", {"peers": 4, "temperature": 5}),
+    ("--method solo", {"temperature": None, "ramp_up_epochs": None}),
+    ("--quick --method ffl", {"peers": 2, "ratios": None}),
+  ],
+)
+def test_a_method_has_its_own_defaults(flags, expected):
+  found = configs.resolve(_parse(flags))
+  assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_what_is_trained_alone_has_the_members_and_no_method():
+  config = configs.resolve(
+    _parse("--method pcl --peers 2 --epochs 9 --views 1 --ramp-up as_coded")
+  )
+  alone = configs.resolve(configs.alone(config))
+  assert build.members(alone) == build.members(config)
+  assert (alone.method, alone.epochs, alone.views) == ("solo", 9, None)
+
+
 def test_quick_changes_what_is_not_given():
   quick = _parse("--quick")
   assert (quick.dataset, quick.depth) == ("digits", 8)

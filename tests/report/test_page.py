@@ -275,3 +275,19 @@ def test_write_refuses_what_is_no_run(tmp_path):
   with pytest.raises(UserError, match="no run directory"):
     report.write(tmp_path)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_what_else_is_scored_is_in_the_table_the_legend_and_the_curves(
+  tmp_path,
+):
+  run = write_run(tmp_path / "run", solo=None)
+  edit_metrics(
+    run,
+    lambda line: (
+      line | {"top1/peer_0": 12.34} if line["kind"] == "test" else line
+    ),
+  )
+  document = report.write(run).read_text()
+  assert "<td>12.34</td>" in document
+  legend = document.split('<ul class="legend">')[1].split("</ul>")[0]
+  assert "peer_0" in legend

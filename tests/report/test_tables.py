@@ -111,7 +111,7 @@ def test_names_are_not_markup():
 
 
 def test_compare_shows_differences_of_members_and_config(tmp_path):
-  first = write_run(tmp_path / "first", seed=0)
+  first = write_run(tmp_path / "first", seed=0, temperature=2.0)
   lower = tuple(value - 0.25 for value in TOP1)
   other = write_run(tmp_path / "other", top1=lower, temperature=4.0)
   text = report.compare_text([first, other])
