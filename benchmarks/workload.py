@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ekd_jax import config as configs
 from ekd_jax import data, process
 from ekd_jax.config import Config
 from ekd_jax.errors import UserError
@@ -28,8 +29,11 @@ StageChannels = Mapping[str, Sequence[int]]
 PAPER_WIDTHS = (1.0, 0.8, 0.6, 0.4, 0.2)
 
 CASES = {
-  "resnet20x5": Config(depth=20, widths=PAPER_WIDTHS, batch_size=128),
-  "resnet110x4": Config(depth=110, ratios=(0.5, 0.75, 0.97), batch_size=64),
+  name: configs.resolve(config)
+  for name, config in {
+    "resnet20x5": Config(depth=20, widths=PAPER_WIDTHS, batch_size=128),
+    "resnet110x4": Config(depth=110, ratios=(0.5, 0.75, 0.97), batch_size=64),
+  }.items()
 }
 
 # Batches that the timed steps go round in. A few, so that no step finds its

@@ -12,10 +12,13 @@ import command_line
 import input as input_share
 import product_step
 import workload
+from ekd_jax import config as configs
 from ekd_jax.config import Config
 from timing import Pair
 
-TINY = Config(depth=8, widths=(1.0,), dataset="digits", batch_size=16)
+TINY = configs.resolve(
+  Config(depth=8, widths=(1.0,), dataset="digits", batch_size=16)
+)
 
 
 def test_shares():

@@ -9,10 +9,13 @@ from rich.console import Console
 import command_line
 import startup
 import workload
+from ekd_jax import config as configs
 from ekd_jax.config import Config
 from ekd_jax.errors import UserError
 
-TINY = Config(depth=8, widths=(1.0, 0.4), dataset="digits", batch_size=4)
+TINY = configs.resolve(
+  Config(depth=8, widths=(1.0, 0.4), dataset="digits", batch_size=4)
+)
 
 
 def test_a_phase_is_a_record():

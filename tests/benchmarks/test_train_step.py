@@ -14,11 +14,14 @@ import command_line
 import timing
 import train_step
 import workload
+from ekd_jax import config as configs
 from ekd_jax import data
 from ekd_jax.config import Config
 from tests.reference import augment as reference
 
-TINY = Config(depth=8, widths=(1.0, 0.4), dataset="digits", batch_size=4)
+TINY = configs.resolve(
+  Config(depth=8, widths=(1.0, 0.4), dataset="digits", batch_size=4)
+)
 
 
 @pytest.fixture(scope="module")
