@@ -1,12 +1,14 @@
 """From a config to what it describes, where no run shows it."""
 
 import numpy as np
+import optax
 import pytest
 
 from ekd_jax import build
 from ekd_jax import config as configs
 from ekd_jax.config import Config
 from ekd_jax.errors import UserError
+from tests.reference.optimizers import TorchAdam, TorchSGD
 
 
 def ramp(method, epochs, **options):
@@ -44,6 +46,51 @@ def test_the_ramp_of_the_public_pcl_code_is_one_epoch_of_weight():
   assert found[3] == pytest.approx(2e-9, rel=0.05)
   assert (found[4:81] < 1e-15).all()
   assert (found[81:] == 1).all()
+
+
+@pytest.mark.parametrize("method", ["ffl", "ffsd"])
+def test_every_kind_of_parameter_has_its_decay_and_its_schedule(method):
+  """Rates of all kinds drop at half and at three quarters of the steps."""
+  config = configs.resolve(
+    Config(
+      method=method,
+      dataset="digits",
+      depth=8,
+      epochs=4,
+      learning_rate=0.2,
+      momentum=0.8,
+      weight_decay=0.03,
+      fusion_weight_decay=0.1,
+      decoder_learning_rate=0.004,
+    )
+  )
+  own = {
+    "networks": TorchSGD(0.8, 0.03),
+    "spread": TorchSGD(0.8, 0.03),
+    "fusion": TorchSGD(0.8, 0.1),
+    "decoders": TorchAdam(0.03),
+  }
+  optimizer = build.optimizer(config, 8)
+  rng = np.random.default_rng(0)
+  params = {name: rng.normal(size=3).astype(np.float32) for name in own}
+  expected = params
+  state = optimizer.init(params)
+  for factor in [1.0] * 4 + [0.1] * 2 + [0.01] * 2:
+    gradients = {name: rng.normal(size=3).astype(np.float32) for name in own}
+    updates, state = optimizer.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+    expected = {
+      name: torch.step(
+        expected[name],
+        gradients[name],
+        (0.004 if name == "decoders" else 0.2) * factor,
+      )
+      for name, torch in own.items()
+    }
+    for name, value in expected.items():
+      np.testing.assert_allclose(
+        params[name], value, rtol=1e-5, atol=1e-6, err_msg=name
+      )
 
 
 def test_no_ramp_is_full_weight_from_the_start():

@@ -76,7 +76,7 @@ def pcl(
     params, batch_stats, outputs = init_peers(networks, networks_rng, images)
     features = jax.eval_shape(_pooled, [outputs[name] for name in names])
     variables = head.lazy_init(head_rng, features)
-    # The decay of the first step is 0: what is here is never used.
+    # The decay of the first step is 0: nothing of what is here is kept.
     return update.init_state(
       {"networks": params, "head": variables["params"]},
       {"networks": batch_stats, "mean_teacher": batch_stats},

@@ -74,12 +74,18 @@ def members(*widths):
 
 def optimizer(hyper):
   """The library's optimizer; its state also holds the last gradients."""
-  inner = nesterov_sgd(
-    lambda step: hyper["learning_rate"],
-    momentum=hyper["momentum"],
-    weight_decay=hyper["weight_decay"],
-    adapter_multiplier=hyper["adapter_multiplier"],
+  return keeping_gradients(
+    nesterov_sgd(
+      lambda step: hyper["learning_rate"],
+      momentum=hyper["momentum"],
+      weight_decay=hyper["weight_decay"],
+      adapter_multiplier=hyper["adapter_multiplier"],
+    )
   )
+
+
+def keeping_gradients(inner):
+  """An optimizer whose state also holds the last gradients."""
 
   def init(params):
     return {
@@ -200,9 +206,26 @@ def terms_of(metrics, parts):
   return {k: v for k, v in metrics.items() if k not in norms}
 
 
-def assert_keeps_its_types(build):
-  """One step returns the types and shapes it was given, scalars as metrics."""
-  state = state_shapes(build)
+def names_of_predictions(method, state):
+  """In the order in which the method returns them; a compiled one sorts."""
+  names = []
+
+  def predict(state, images):
+    names.extend(method.predict(state, images))
+
+  jax.eval_shape(predict, state, batch(0)["image"])
+  return names
+
+
+def assert_keeps_its_types(build, examples=None):
+  """One step returns the types and shapes it was given, scalars as metrics.
+
+  Args:
+    build: {name: number} -> Method.
+    examples: a batch, if not one of this file.
+  """
+  examples = batch(0) if examples is None else examples
+  state = jax.eval_shape(build(HYPER).init, jax.random.key(0), examples)
   one_device = jax.eval_shape(
     jax.vmap(
       lambda state, batch: build(HYPER).train_step(
@@ -212,7 +235,7 @@ def assert_keeps_its_types(build):
     ),
     *jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype),
-      (state, batch(0)),
+      (state, examples),
     ),
   )
   next_state, metrics = one_device

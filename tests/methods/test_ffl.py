@@ -20,17 +20,21 @@ from tests.reference import losses as reference
 
 NAMES = ("student_0", "student_1")
 EQUAL = common.members(1.0, 1.0)
-# In depth and in width.
+# For other depths see test_configured.py.
 OTHERS = common.members(1.0, 0.5)
 
 
-def build(hyper, members=EQUAL, formulation="lax", accumulate=1):
-  family = common.family(formulation=formulation)
+def build(
+  hyper, members=EQUAL, formulation="lax", accumulate=1, dtype=jnp.float32
+):
+  family = common.family(dtype=dtype, formulation=formulation)
   return methods.ffl(
     [family] * len(members),
     members,
     common.optimizer(hyper),
-    compute=Computation(axis_name=methods.AXIS_NAME, formulation=formulation),
+    compute=Computation(
+      axis_name=methods.AXIS_NAME, dtype=dtype, formulation=formulation
+    ),
     num_classes=common.CLASSES,
     temperature=hyper["temperature"],
     ramp=lambda step: hyper["distill_weight"] * (1 + step),
@@ -160,6 +164,7 @@ def test_predictions_and_students():
   images = batch(0)["image"]
   predictions = jax.jit(method.predict)(state(), images)
   assert list(predictions) == ["ensemble", *NAMES]
+  assert common.names_of_predictions(method, state()) == list(predictions)
   logits, fused = jax.jit(lambda v: forward(v, train=False))(state())
   for name, expected in zip(predictions, [fused, *logits], strict=True):
     np.testing.assert_allclose(
@@ -223,8 +228,9 @@ def test_members_start_differently():
       assert (np.asarray(a) != np.asarray(b)).any()
 
 
-def test_a_step_keeps_shapes_and_types():
-  common.assert_keeps_its_types(build)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_step_keeps_shapes_and_types(dtype):
+  common.assert_keeps_its_types(functools.partial(build, dtype=dtype))
 
 
 def test_four_devices_train_as_one_does():

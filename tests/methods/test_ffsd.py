@@ -27,12 +27,16 @@ MEMBERS = common.members(1.0)
 WEIGHTS = {"diversity": 1e-2, "fusion": 10.0, "decoder": 100.0}
 
 
-def build(hyper, members=MEMBERS, formulation="lax", accumulate=1):
+def build(
+  hyper, members=MEMBERS, formulation="lax", accumulate=1, dtype=jnp.float32
+):
   return methods.ffsd(
-    common.family(formulation=formulation),
+    common.family(dtype=dtype, formulation=formulation),
     members,
     common.optimizer(hyper),
-    compute=Computation(axis_name=methods.AXIS_NAME, formulation=formulation),
+    compute=Computation(
+      axis_name=methods.AXIS_NAME, dtype=dtype, formulation=formulation
+    ),
     num_classes=common.CLASSES,
     temperature=hyper["temperature"],
     diversity_weight=WEIGHTS["diversity"],
@@ -281,7 +285,9 @@ def test_predictions_and_students():
   method = build(HYPER)
   images = batch(0)["image"]
   predictions = jax.jit(method.predict)(state(), images)
-  assert sorted(predictions) == sorted(["ensemble", *NETWORKS])
+  names = common.names_of_predictions(method, state())
+  assert names == ["ensemble", *NETWORKS]
+  assert predictions.keys() == set(names)
 
   @jax.jit
   def run(variables):
@@ -299,6 +305,8 @@ def test_predictions_and_students():
     )
   ((name, (module, variables)),) = method.students(state()).items()
   assert name == LEADER
+  size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+  assert size == MEMBERS[0].params
   alone = jax.jit(module.apply)(variables, images).logits
   np.testing.assert_allclose(alone, predictions[name], rtol=1e-5, atol=1e-5)
 
@@ -350,14 +358,16 @@ def test_thinner_leaders_have_modules_of_their_own():
   assert heads == [64, 32]
   widest = [one["conv_1"]["kernel"].shape for one in params["spread"].values()]
   assert widest == [(1, 1, 64, 128), (1, 1, 32, 128)]
-  predictions = jax.eval_shape(
-    own(HYPER).predict, common.state_shapes(own), batch(0)["image"]
-  )
-  assert "ensemble_of_student_1" in predictions
+  names = common.names_of_predictions(own(HYPER), common.state_shapes(own))
+  assert names == [
+    *("ensemble", "student_0", "student_1", *COMMON),
+    "ensemble_of_student_1",
+  ]
 
 
-def test_a_step_keeps_shapes_and_types():
-  common.assert_keeps_its_types(build)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_step_keeps_shapes_and_types(dtype):
+  common.assert_keeps_its_types(functools.partial(build, dtype=dtype))
 
 
 def test_four_devices_train_as_one_does():

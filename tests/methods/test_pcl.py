@@ -25,9 +25,9 @@ MEMBERS = common.members(1.0, 1.0, 1.0)
 VIEWS = 3
 
 
-def build(hyper, views=VIEWS, members=MEMBERS, accumulate=1):
+def build(hyper, views=VIEWS, members=MEMBERS, accumulate=1, dtype=jnp.float32):
   return methods.pcl(
-    [common.family()] * len(members),
+    [common.family(dtype=dtype)] * len(members),
     members,
     common.optimizer(hyper),
     num_classes=common.CLASSES,
@@ -218,7 +218,8 @@ def test_predictions_and_students():
   images = common.batch(0)["image"]
   predictions = jax.jit(method.predict)(state(), images)
   names = ["ensemble", *NAMES, "peer_0", "peer_1", "peer_2"]
-  assert sorted(predictions) == sorted(names)
+  assert common.names_of_predictions(method, state()) == names
+  assert predictions.keys() == set(names)
 
   @jax.jit
   def expected(state):
@@ -294,6 +295,11 @@ def test_networks_of_different_widths_have_a_wider_head():
   shapes = jax.eval_shape(method.init, jax.random.key(0), common.batch(0))
   assert shapes["params"]["head"]["kernel"].shape == (64 + 32, common.CLASSES)
   assert list(shapes["params"]["networks"]) == ["upper"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_step_keeps_shapes_and_types(dtype):
+  common.assert_keeps_its_types(functools.partial(build, dtype=dtype), batch(0))
 
 
 def test_four_devices_train_as_one_does():

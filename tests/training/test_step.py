@@ -47,12 +47,12 @@ def _order(seed, epoch):
   )
 
 
-def _seen(number, *, seed=SEED, devices=1, order=None, views=1):
+def _seen(number, *, seed=SEED, devices=1, order=None, views=1, info=INFO):
   """What step `number` gives the method, all devices' rows put together."""
   devices = jax.devices()[:devices]
   run = parallel.per_device(
     step.make_train_step(
-      _spy(views), INFO, batch_size=BATCH, steps_per_epoch=STEPS
+      _spy(views), info, batch_size=BATCH, steps_per_epoch=STEPS
     ),
     devices,
   )
@@ -143,6 +143,30 @@ def test_every_view_is_augmented_by_itself():
   assert (batch["image"][:, 0] != batch["image"][:, 1]).any((1, 2, 3)).sum() > 4
   shared, _ = _seen(1, views=3, devices=4)
   np.testing.assert_array_equal(shared["image"], batch["image"])
+
+
+def test_the_margin_is_reflected_if_the_data_set_says_so():
+  mirrored, _ = _seen(1, info=dataclasses.replace(INFO, reflect=True))
+  black, _ = _seen(1)
+  root = jax.random.wrap_key_data(step.root_keys(SEED)["augment"])
+  choices = augment.draw(
+    jax.random.fold_in(root, 1), BATCH, padding=2, flip=True
+  )
+  margins = 0
+  for index, row in enumerate(_order(SEED, 0)[BATCH : 2 * BATCH]):
+    padded = np.pad(IMAGES[row], ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    top, left = np.asarray(choices["offset"][index])
+    wanted = padded[top : top + 5, left : left + 6]
+    if choices["flip"][index]:
+      wanted = wanted[:, ::-1]
+    np.testing.assert_allclose(
+      mirrored["image"][index],
+      normalize(wanted, INFO.mean, INFO.std),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+    margins += (mirrored["image"][index] != black["image"][index]).any()
+  assert margins > BATCH / 2
 
 
 def test_all_devices_get_the_same_key_and_every_step_another():
