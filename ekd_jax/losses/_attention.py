@@ -9,12 +9,14 @@ The second half is FFSD's: a target that turns another network's attention
 around, which sets networks apart that would otherwise become the same.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from ekd_jax.losses import _checks
 
-# Below this a map counts as zero and stays it.
+# A shorter map is divided by this and has no gradient.
 _LEAST_NORM = 1e-12
 
 
@@ -29,7 +31,8 @@ def attention_map(
     channel_axis: Which axis is C.
 
   Returns:
-    The attention maps, float32, with shape [N, ...].
+    The attention maps, float32, with shape [N, ...]: without C, and N first
+    wherever it was.
 
   Raises:
     AssertionError: If `features` is not a floating-point array with a batch
@@ -45,12 +48,7 @@ def attention_map(
     >>> print(losses.attention_map(jnp.array([[[1.0, 3.0], [0.0, 2.0]]])))
     [[5. 2.]]
   """
-  batch_axis, channel_axis = _axes(
-    "features", features, batch_axis, channel_axis
-  )
-  squares = jnp.square(jnp.asarray(features, jnp.float32))
-  attention = jnp.mean(squares, axis=channel_axis)
-  return jnp.moveaxis(attention, batch_axis - (channel_axis < batch_axis), 0)
+  return _attention("features", features, batch_axis, channel_axis)
 
 
 def normalized_feature_loss(
@@ -105,11 +103,11 @@ def normalized_feature_loss(
   _checks.assert_same_shape(
     names[0], student_features, names[1], teacher_features, shape
   )
-  if stop_teacher_gradient:
-    teacher_features = jax.lax.stop_gradient(teacher_features)
-  student, _ = _normalized(_rows(student_features, batch_axis))
-  teacher, _ = _normalized(_rows(teacher_features, batch_axis))
-  return jnp.mean(jnp.square(student - teacher), axis=1)
+  return _difference(
+    _rows(student_features, batch_axis),
+    _rows(teacher_features, batch_axis),
+    stop_teacher_gradient,
+  )
 
 
 def attention_loss(
@@ -121,6 +119,9 @@ def attention_loss(
   channel_axis: int = -1,
 ) -> jax.Array:
   """Computes `normalized_feature_loss` of the attention maps.
+
+  With a single place there is nowhere else to look: the loss is 0, unless one
+  of the two maps is.
 
   Args:
     student_features: Maps with shape [N, ..., C]. Finite, of any
@@ -136,7 +137,7 @@ def attention_loss(
 
   Raises:
     AssertionError: If the maps are not floating-point arrays with axes N and C
-      and otherwise of one shape.
+      and otherwise of one shape, with at least one element per example.
 
   References:
     Li et al, `Distilling a Powerful Student Model via Online Knowledge
@@ -150,11 +151,14 @@ def attention_loss(
     >>> print(losses.attention_loss(narrow, wide))
     [0.]
   """
-  axes = {"batch_axis": batch_axis, "channel_axis": channel_axis}
-  return normalized_feature_loss(
-    attention_map(student_features, **axes),
-    attention_map(teacher_features, **axes),
-    stop_teacher_gradient=stop_teacher_gradient,
+  student, teacher = _attention_pair(
+    ("student_features", student_features),
+    ("teacher_features", teacher_features),
+    batch_axis,
+    channel_axis,
+  )
+  return _difference(
+    _rows(student, 0), _rows(teacher, 0), stop_teacher_gradient
   )
 
 
@@ -210,16 +214,13 @@ def diversity_loss(
     >>> print(loss.round(4))
     [0.5]
   """
-  axes = {"batch_axis": batch_axis, "channel_axis": channel_axis}
-  student = attention_map(student_features, **axes)
-  peer = jax.lax.stop_gradient(attention_map(peer_features, **axes))
-  _checks.assert_same_shape(
-    "the attention of student_features",
-    student,
-    "that of peer_features",
-    peer,
-    "[N, ...]",
+  student, peer = _attention_pair(
+    ("student_features", student_features),
+    ("peer_features", peer_features),
+    batch_axis,
+    channel_axis,
   )
+  peer = jax.lax.stop_gradient(peer)
   ours, _ = _normalized(_rows(student, 0))
   _, target, _ = _turned_around("peer_features", peer, normalized)
   return jnp.mean(jnp.square(ours - target), axis=1)
@@ -232,15 +233,16 @@ def shifted_features(
   batch_axis: int = 0,
   channel_axis: int = -1,
 ) -> jax.Array:
-  """Computes maps moved towards the target that `diversity_loss` makes of them.
+  r"""Moves maps towards the target that `diversity_loss` makes of them.
 
-  To every channel, (target - normalised attention) times the attention's
-  length, divided by the number of channels, is added.
+  With t, y and n as there, :math:`(t - y)\, n / C` is added to each of the C
+  channels. Gradients pass, through the target too; whoever shows the result to
+  a network as an example stops them.
 
   Args:
     features: Maps with shape [N, ..., C], three places at least. Finite, of
       any floating-point type.
-    normalized: See `diversity_loss`.
+    normalized: Whether 1 takes the place of n, both here and in t.
     batch_axis: Which axis is N, for maps in another order.
     channel_axis: Which axis is C.
 
@@ -262,9 +264,7 @@ def shifted_features(
     >>> print(losses.shifted_features(maps).ravel())
     [0.  0.5 0.5]
   """
-  attention = attention_map(
-    features, batch_axis=batch_axis, channel_axis=channel_axis
-  )
+  attention = _attention("features", features, batch_axis, channel_axis)
   batch_axis, channel_axis = _axes(
     "features", features, batch_axis, channel_axis
   )
@@ -278,6 +278,46 @@ def shifted_features(
   )
 
 
+def _attention(
+  name: str, features: jax.Array, batch_axis: int, channel_axis: int
+) -> jax.Array:
+  """`attention_map` of the argument called `name`."""
+  batch_axis, channel_axis = _axes(name, features, batch_axis, channel_axis)
+  squares = jnp.square(jnp.asarray(features, jnp.float32))
+  attention = jnp.mean(squares, axis=channel_axis)
+  return jnp.moveaxis(attention, batch_axis - (channel_axis < batch_axis), 0)
+
+
+def _attention_pair(
+  ours: tuple[str, jax.Array],
+  theirs: tuple[str, jax.Array],
+  batch_axis: int,
+  channel_axis: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Attention maps of two named arguments that differ in C at most."""
+  first, second = (
+    _attention(name, features, batch_axis, channel_axis)
+    for name, features in (ours, theirs)
+  )
+  _checks.assert_true(
+    first.shape == second.shape,
+    f"{ours[0]} and {theirs[0]} must have one shape but for the channels, got"
+    f" {ours[1].shape} and {theirs[1].shape}",
+  )
+  return first, second
+
+
+def _difference(
+  student: jax.Array, teacher: jax.Array, stop_teacher_gradient: bool
+) -> jax.Array:
+  """Mean squared difference [N] of rows [N, M], normalised."""
+  if stop_teacher_gradient:
+    teacher = jax.lax.stop_gradient(teacher)
+  student, _ = _normalized(student)
+  teacher, _ = _normalized(teacher)
+  return jnp.mean(jnp.square(student - teacher), axis=1)
+
+
 def _turned_around(
   name: str, attention: jax.Array, normalized: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -289,15 +329,28 @@ def _turned_around(
   )
   now, norm = _normalized(rows)
   length = jnp.ones_like(norm) if normalized else norm
-  threshold = jnp.sort(now, axis=1)[:, rows.shape[1] // 3 - 1, None]
-  target = (length / 2 - now) * jnp.sign(now - threshold) + length / 2
+  side = _side_of_smallest(now, rows.shape[1] // 3)
+  target = (length / 2 - now) * side + length / 2
   return now, target, length
+
+
+def _side_of_smallest(rows: jax.Array, k: int) -> jax.Array:
+  """Sign [N, P] of rows [N, P] less their k-th smallest element."""
+  places = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 1)
+  # Compared as the sort returns them, then put back. A compiler may compute
+  # `rows` once for the sort and once more for a comparison outside, different
+  # in the last bit, and an element would not equal itself.
+  ordered, order = jax.lax.sort(
+    (jax.lax.stop_gradient(rows), places), dimension=1, num_keys=1
+  )
+  sides = jnp.sign(ordered - ordered[:, k - 1, None])
+  return jax.lax.sort((order, sides), dimension=1, num_keys=1)[1]
 
 
 def _rows(features: jax.Array, batch_axis: int) -> jax.Array:
   """[N, M], one row per example, float32."""
   features = jnp.moveaxis(jnp.asarray(features, jnp.float32), batch_axis, 0)
-  return features.reshape(features.shape[0], -1)
+  return features.reshape(features.shape[0], math.prod(features.shape[1:]))
 
 
 def _normalized(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -305,8 +358,9 @@ def _normalized(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
   squares = jnp.sum(jnp.square(rows), axis=1, keepdims=True)
   # Before the root, whose derivative at 0 is infinite.
   norm = jnp.sqrt(jnp.maximum(squares, _LEAST_NORM**2))
-  # Near zero the derivative of the quotient is 1e12, which no step survives.
-  return jnp.where(squares > _LEAST_NORM**2, rows / norm, 0), norm
+  # A gradient of 1 / norm, 1e12 there, would wreck what produced the zeros.
+  rows = jnp.where(squares < _LEAST_NORM**2, jax.lax.stop_gradient(rows), rows)
+  return rows / norm, norm
 
 
 def _axes(
@@ -316,10 +370,15 @@ def _axes(
   shape = "[N, ..., C]"
   _checks.assert_float_array(name, features, shape)
   _checks.assert_map(name, features, shape, batch_axis)
-  _checks.assert_map(name, features, shape, channel_axis)
+  _checks.assert_true(
+    -features.ndim <= channel_axis < features.ndim,
+    f"{name} must have shape {shape} with the channels on axis {channel_axis},"
+    f" got {features.shape}",
+  )
   axes = batch_axis % features.ndim, channel_axis % features.ndim
   _checks.assert_true(
     axes[0] != axes[1],
-    f"{name} must have N and C on two axes, got {batch_axis} for both",
+    f"{name} must have N and C on two axes, got {batch_axis} and"
+    f" {channel_axis} for shape {features.shape}",
   )
   return axes

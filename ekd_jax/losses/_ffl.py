@@ -34,7 +34,7 @@ def ffl_loss(
   sub-networks' features, both of its terms train these as well.
 
   The published code adds 1e-7 to every target probability; that changes a term
-  by some 1e-6 and is left out.
+  by a few 1e-6 and is left out.
 
   Args:
     logits: Unnormalised log-probabilities of the M sub-networks, M >= 2 arrays

@@ -46,5 +46,5 @@ def ramp_up(epoch: float | jax.Array, length: float) -> jax.Array:
     raise ValueError(f"length must be a finite number >= 0, got {length}")
   if length == 0:
     return jnp.ones((), jnp.float32)
-  done = jnp.clip(jnp.asarray(epoch, jnp.float32) / length, 0, 1)
+  done = jnp.clip(jnp.asarray(epoch, jnp.float32) / float(length), 0, 1)
   return jnp.exp(-5 * jnp.square(1 - done))

@@ -109,6 +109,51 @@ def test_maps_themselves_equal_the_reference():
   )
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_slope_of_a_shift_is_that_of_the_reference_when_compiled(
+  normalized,
+):
+  """By differences; a compiler must not lose the place at the threshold."""
+  for seed in range(20):
+    features = maps(seed, 2, (2, 3, 4))
+    direction = maps(seed + 100, 2, (2, 3, 4))
+
+    @jax.jit
+    def slope(features, direction):
+      def shift(features):
+        return losses.shifted_features(features, normalized=normalized)
+
+      return jax.jvp(shift, (features,), (direction,))[1]
+
+    after, before = (
+      reference.shifted_features(
+        features.astype(np.float64) + step * direction, normalized
+      )
+      for step in (1e-6, -1e-6)
+    )
+    np.testing.assert_allclose(
+      slope(features, direction),
+      (after - before) / 2e-6,
+      rtol=1e-3,
+      atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 1)])
+def test_with_a_single_place_there_is_nowhere_else_to_look(shape):
+  student, teacher = maps(0, 4, shape), maps(1, 4, shape)
+  student[0] = 0
+  found = losses.attention_loss(student, teacher)
+  np.testing.assert_allclose(found, [1, 0, 0], atol=1e-6)
+
+
+def test_no_examples_give_no_losses():
+  nothing = jnp.zeros((0, 3, 4, 2))
+  for function in (*OF_PAIRS, losses.normalized_feature_loss):
+    assert function(nothing, nothing).shape == (0,)
+  assert losses.shifted_features(nothing).shape == nothing.shape
+
+
 @pytest.mark.parametrize("axes", [(3, 0), (-1, -4), (3, -4)])
 def test_the_order_of_axes_makes_no_difference(axes):
   student, peer = maps(6), maps(7)
@@ -210,11 +255,15 @@ def test_bfloat16_is_computed_in_float32():
     ),
     (
       lambda: losses.attention_loss(maps(0), maps(0, shape=(2, 4, 4))),
-      "must have one shape",
+      "student_features and teacher_features must have one shape but for",
+    ),
+    (
+      lambda: losses.attention_map(maps(0), channel_axis=4),
+      "with the channels on axis 4",
     ),
     (
       lambda: losses.diversity_loss(maps(0), maps(0, shape=(2, 4, 4))),
-      "the attention of student_features and that of peer_features",
+      "student_features and peer_features must have one shape but for the",
     ),
     (
       lambda: losses.shifted_features(maps(0, shape=(2, 1, 2))),
