@@ -120,6 +120,11 @@ def family(config: Config) -> Family:
     )
   else:
     network = _own_network(config.network)(*what)
+    if not isinstance(getattr(network, "smallest_side", None), int):
+      raise UserError(
+        f"--network {config.network} returned {type(network).__name__}, not a "
+        "family of networks such as ekd_jax.models.OwnFamily"
+      )
   side = min(info.input_shape[:2])
   if side < network.smallest_side:
     raise UserError(
@@ -140,16 +145,21 @@ def _own_network(where: str) -> Callable[..., Family]:
   if "" not in sys.path:
     sys.path.append("")  # What lies in the working directory is found too.
   try:
-    return getattr(importlib.import_module(module), function)
+    found = importlib.import_module(module)
   except ModuleNotFoundError as error:
-    if error.name != module:
+    # Not one that the user's module imports.
+    if not f"{module}.".startswith(f"{error.name}."):
       raise
     raise UserError(
-      f"--network {where}: there is no module {module}; name one that Python "
-      "finds, such as a file of that name in this directory"
+      f"--network {where}: there is no module {error.name}; name one that "
+      "Python finds, such as a file of that name in this directory"
     ) from error
-  except AttributeError as error:
-    raise UserError(f"--network {where}: {module} has no {function}") from error
+  if not callable(getattr(found, function, None)):
+    raise UserError(
+      f"--network {where}: {module} has no {function} to call with the number "
+      "of classes and the shape of images"
+    )
+  return getattr(found, function)
 
 
 def families(config: Config) -> list[Family]:
@@ -228,6 +238,7 @@ def check_maps(config: Config) -> None:
 @functools.lru_cache
 def _sides_of_maps(network: Family) -> tuple[tuple[int, int], ...]:
   """(H, W) of every compared block."""
+  network = network.alone()  # Plain arrays, whatever --conv says.
   images = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
   whole = Network(network.stem(), network.branch(1.0))
   outputs, _ = jax.eval_shape(whole.init_with_output, jax.random.key(0), images)

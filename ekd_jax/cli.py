@@ -126,11 +126,24 @@ def parse(
       f"--depth {config.depth} was given with --network {config.network}, "
       "which has none: leave it out" + ("" if own else ", --variant says which")
     )
-  if data.info(config.dataset).streamed and not _given(
-    "--crop-padding", arguments
-  ):
-    # An experiment's own is for its small images.
+  # An experiment's own padding is for its small images, of its size.
+  other = data.info(config.dataset).streamed or _given(
+    "--image-size", arguments
+  )
+  if other and not _given("--crop-padding", arguments):
     config = dataclasses.replace(config, crop_padding=None)
+  if data.info(config.dataset).streamed and not _given(
+    "--crop-fill", arguments
+  ):
+    config = dataclasses.replace(config, crop_fill="zeros")
+  drops, every = "--learning-rate-drops", "--learning-rate-drop-every"
+  if _given(drops, arguments):
+    if _given(every, arguments):
+      raise UserError(
+        f"{drops} and {every} were both given: they say the same thing in two "
+        "ways, leave one out"
+      )
+    config = dataclasses.replace(config, learning_rate_drop_every=None)
   if config.quick and config.method != "solo":
     return dataclasses.replace(config, with_solo=True)
   return config
@@ -290,7 +303,7 @@ def run(
   if config.download and config.data_dir and config.dataset != "digits":
     console.print(
       f"reading {config.dataset} from {config.data_dir}; fetched first if it "
-      "is not there (about 170 MB)",
+      f"is not there (about {250 if config.dataset == 'svhn' else 170} MB)",
       soft_wrap=True,
     )
   dataset = build.load_data(config)

@@ -6,6 +6,8 @@ only some ratios can be reached: `solve_widths` picks the nearest one and
 refuses when it is not near enough.
 """
 
+import bisect
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -66,7 +68,9 @@ def solve_widths(
   Args:
     ratios: fractions of parameters to remove, each in (0, 1).
     cost: cost of the network at a width.
-    candidates: the widths to choose from; 1.0 is the full network.
+    candidates: the widths to choose from, thinnest first, none with fewer
+      parameters than the one before; the last, 1.0, is the full network. The
+      cost of a few of them is asked for only.
     tolerance: largest accepted |ratio - ratio asked|.
 
   Returns:
@@ -76,19 +80,39 @@ def solve_widths(
     UserError: a ratio that no candidate reaches within `tolerance`, or two
       ratios that end in the same network.
   """
+  cost = functools.cache(cost)
   full = cost(1.0).params
-  reachable = [(1 - cost(width).params / full, width) for width in candidates]
+
+  def params(width: float) -> int:
+    return cost(width).params
+
+  def thinnest(size: float) -> int:
+    """Place of the first candidate of at least this many parameters."""
+    return bisect.bisect_left(candidates, size, key=params)
+
+  def nearest(asked: float) -> tuple[float, float]:
+    place = min(thinnest((1 - asked) * full), len(candidates) - 1)
+    # The one below, which may be as large as others before it.
+    below = thinnest(params(candidates[max(place - 1, 0)]))
+    near = [candidates[below], candidates[place]]
+    ratios = [1 - params(width) / full for width in near]
+    return min(
+      zip(ratios, near, strict=True), key=lambda pair: abs(pair[0] - asked)
+    )
+
   members = [_member(0, 0.0, 1.0, cost)]
   for index, asked in enumerate(ratios, start=1):
-    ratio, width = min(reachable, key=lambda pair: abs(pair[0] - asked))
+    ratio, width = nearest(asked)
     if abs(ratio - asked) > tolerance:
       raise UserError(
         f"ratio {asked:g} cannot be reached: the nearest network removes "
         f"{ratio:.4f} of the parameters (width {width:g}), further off than "
         f"{tolerance:g}; ask for a ratio near {ratio:.2f} instead"
       )
-    if width == members[0].width:
-      smallest = min(r for r, candidate in reachable if candidate != width)
+    if params(width) == full:
+      # Of the next smaller network.
+      place = thinnest(full) - 1
+      smallest = 1 - params(candidates[max(place, 0)]) / full
       raise UserError(
         f"ratio {asked:g} cannot be reached: the nearest network is the full "
         f"one; the smallest ratio that removes anything is {smallest:.4f}"

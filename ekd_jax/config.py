@@ -617,8 +617,13 @@ def _with_counts(config: Config) -> Config:
     validation_examples=config.validation_examples,
   )
   config = dataclasses.replace(config, train_examples=examples)
-  if config.dataset != "folder" or config.num_classes is not None:
+  if config.dataset != "folder":
     return config
+  if config.num_classes not in (None, classes):
+    raise UserError(
+      f"--data-dir {config.data_dir} has {classes} classes and --num-classes "
+      f"is {config.num_classes}: leave that out, or give the folder it was for"
+    )
   return dataclasses.replace(config, num_classes=classes)
 
 
@@ -807,7 +812,7 @@ def _check_depth(config: Config) -> None:
 
 def _check_network(config: Config) -> None:
   network, variant = config.network, config.variant
-  own = re.fullmatch(r"[\w.]+:\w+", network)
+  own = re.fullmatch(r"\w+(\.\w+)*:\w+", network)
   if network in _SINGLE or own:
     if variant is not None:
       raise UserError(
@@ -865,6 +870,12 @@ def _check_data(config: Config) -> None:
     raise UserError(
       f"--crop-padding was given with --dataset {config.dataset}: it is for "
       "sets of small images, --crop says how large ones are varied"
+    )
+  if streamed and config.crop_fill != "zeros":
+    raise UserError(
+      f"--crop-fill {config.crop_fill} was given with --dataset "
+      f"{config.dataset}: it is for sets of small images, --crop says how "
+      "large ones are varied"
     )
   if streamed and config.download:
     raise UserError(

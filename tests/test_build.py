@@ -139,3 +139,36 @@ def test_ffsd_takes_the_networks_of_its_paper(network, variant):
       )
     )
   )
+
+
+@pytest.mark.parametrize("conv", ["lax", "split"])
+def test_maps_are_looked_at_in_any_formulation(conv):
+  config = Config(method="ffsd", dataset="digits", depth=8, conv=conv)
+  build.check_maps(configs.resolve(config))
+
+
+OWN = {
+  "no_module:family": "there is no module no_module",
+  "no_module.net:family": "there is no module no_module",
+  "number:family": "number has no family to call",
+  "nothing:family": "returned NoneType, not a family of networks",
+}
+
+
+@pytest.mark.parametrize("where", OWN)
+def test_what_is_no_network_is_told_in_one_line(where, tmp_path, monkeypatch):
+  (tmp_path / "number.py").write_text("family = 3\n")
+  (tmp_path / "nothing.py").write_text("def family(*what): pass\n")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(UserError, match=OWN[where]):
+    build.family(Config(dataset="digits", network=where))
+
+
+def test_a_mistake_in_the_users_module_is_shown_as_it_is(tmp_path, monkeypatch):
+  (tmp_path / "wrong.py").write_text("import math\nmath.no_such_thing\n")
+  (tmp_path / "misses.py").write_text("import no_such_package\n")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(AttributeError, match="no_such_thing"):
+    build.family(Config(dataset="digits", network="wrong:family"))
+  with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+    build.family(Config(dataset="digits", network="misses:family"))

@@ -125,3 +125,21 @@ def test_given_widths_are_taken_as_they_are():
 
 def test_costs_add_up():
   assert Cost(1, 20) + Cost(300, 4000) == Cost(301, 4020)
+
+
+def test_of_widths_with_the_same_network_the_thinnest_is_taken():
+  """Also where the nearest network is the smaller neighbour."""
+  sizes = {0.25: 20, 0.5: 50, 0.6: 50, 0.7: 50, 0.8: 90, 0.9: 100, 1.0: 100}
+  asked = []
+
+  def cost(width):
+    asked.append(width)
+    return Cost(sizes[width], 0)
+
+  for ratio, width in ((0.5, 0.5), (0.49, 0.5), (0.51, 0.5), (0.8, 0.25)):
+    _, member = solve_widths((ratio,), cost, tuple(sizes))
+    assert member.width == width
+  with pytest.raises(UserError, match="the same network as student_1"):
+    solve_widths((0.49, 0.51), cost, tuple(sizes))
+  with pytest.raises(UserError, match="removes anything is 0.1000"):
+    solve_widths((0.01,), cost, tuple(sizes))

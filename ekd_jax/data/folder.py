@@ -158,6 +158,8 @@ def _files_by_class(part: epath.Path) -> dict[str, list[str]]:
 def _images_below(folder: epath.Path, prefix: str) -> list[str]:
   names = []
   for entry in folder.iterdir():
+    if entry.name.startswith("."):
+      continue  # What an operating system or an editor keeps there.
     if entry.is_dir():
       names += _images_below(entry, f"{prefix}/{entry.name}")
     elif entry.name.lower().endswith(_ENDINGS):
@@ -169,10 +171,21 @@ def _files_by_label(
   part: epath.Path, labels: epath.Path, classes: Sequence[str]
 ) -> dict[str, list[str]]:
   """Of a file with "NAME CLASS ..." lines, images beside it in images/."""
+  if not (part / "images").is_dir():
+    raise UserError(
+      f"{labels} is there, and {part / 'images'}/ is not: put the images of "
+      "its lines there"
+    )
   present = set(_images_below(part / "images", "images"))
   files: dict[str, list[str]] = {name: [] for name in classes}
-  for number, line in enumerate(labels.read_text("utf-8").splitlines(), 1):
+  try:
+    lines = labels.read_text("utf-8").splitlines()
+  except (OSError, ValueError) as error:
+    raise UserError(f"{labels} cannot be read: {error}") from error
+  for number, line in enumerate(lines, 1):
     words = line.split()
+    if not words:
+      continue
     if len(words) < 2 or words[1] not in files:
       raise UserError(
         f"{labels}, line {number}: {line[:60]!r} does not name a file and one "

@@ -54,7 +54,7 @@ def decode(content: bytes) -> Image.Image:
   """
   try:
     image = Image.open(io.BytesIO(content))
-    if image.mode.startswith(_SIXTEEN_BITS):
+    if image.mode.startswith(_SIXTEEN_BITS) or _is_cut_to_8_bits(image):
       raise BrokenImageError(
         f"it has more than 8 bits per channel (mode {image.mode})"
       )
@@ -65,6 +65,21 @@ def decode(content: bytes) -> Image.Image:
   except _DAMAGE as error:
     reason = " ".join(str(error).split())[:200]
     raise BrokenImageError(reason or type(error).__name__) from error
+
+
+def _is_cut_to_8_bits(image: Image.Image) -> bool:
+  """Whether Pillow would read colours of 16 bits as their upper bytes.
+
+  How the file has them is not in `mode` but in what its decoder is told:
+  "RGB;16B", and of a PPM the largest number.
+  """
+  for tile in image.tile:
+    told = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    if any(isinstance(word, str) and ";16" in word for word in told):
+      return True
+    if tile.codec_name.startswith("ppm") and told[-1] > 255:
+      return True
+  return False
 
 
 def for_training(

@@ -60,6 +60,11 @@ def find(
     if version is not None:
       prepared.check_format(version, _PREPARED)
       parts = [_Prepared(version, split) for split in ("train", "validation")]
+      try:
+        for part in parts:
+          len(part)
+      except prepared.DAMAGE as error:
+        raise prepared.damaged(version, _PREPARED, error) from error
       return *parts, 1000
   found = folder.read(data_dir, name)
   if name == "imagenet" and len(found.classes) != 1000:
@@ -125,12 +130,18 @@ class _Prepared:
 
   def read(self, index: int) -> tuple[bytes, int]:
     """See `stream.Files`."""
-    example = self._source[index]
-    return example["image"], int(example["label"])
+    try:
+      example = self._source[index]
+      return example["image"], int(example["label"])
+    except prepared.DAMAGE as error:
+      raise OSError(f"the record cannot be read: {error}") from error
 
   def name(self, index: int) -> str:
     """See `stream.Files`."""
-    file = self._source[index]["file_name"].decode()
+    try:
+      file = self._source[index]["file_name"].decode()
+    except prepared.DAMAGE:
+      file = f"record {index} of {self._split}"
     return f"{file} in {self._version}"
 
   @functools.cached_property

@@ -37,7 +37,7 @@ _FORMAT = "array_record"
 _BATCH = 2000
 # What TFDS, array_record and Pillow raise for files that are missing, cut
 # short or altered; a SyntaxError is Pillow's word for a broken PNG.
-_DAMAGE = (OSError, ValueError, LookupError, RuntimeError, SyntaxError)
+DAMAGE = (OSError, ValueError, LookupError, RuntimeError, SyntaxError)
 
 
 def find(folder: epath.Path) -> epath.Path | None:
@@ -80,14 +80,19 @@ def read(
       arrays += _in_official_order(
         source(version, split), split, count, num_classes
       )
-  except _DAMAGE as error:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    raise UserError(
-      f"{version} cannot be read as the {name} of TFDS ({reason[:300]}): "
-      f"delete it, then, with ekd-jax[tf] installed, run "
-      f"{_command(version, name)}"
-    ) from error
+  except DAMAGE as error:
+    raise damaged(version, name, error) from error
   return tuple(arrays)
+
+
+def damaged(version: epath.Path, name: str, error: Exception) -> UserError:
+  """What to do about a prepared set that cannot be read."""
+  reason = " ".join(f"{type(error).__name__}: {error}".split())
+  return UserError(
+    f"{version} cannot be read as the {name} of TFDS ({reason[:300]}): "
+    f"delete it, then, with ekd-jax[tf] installed, run "
+    f"{_command(version, name)}"
+  )
 
 
 def source(version: epath.Path, split: str) -> Sequence[dict[str, Any]]:

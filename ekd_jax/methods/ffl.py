@@ -50,7 +50,7 @@ def ffl(
 
   Args:
     families: of each sub-network; their last maps have the same sides.
-    members: the sub-networks. Equal ones share all but their last stage.
+    members: the sub-networks. Equal ones share low layers, see `peers`.
     optimizer: for all parameters; those of the module are under "fusion".
     compute: how the fusion module is computed.
     num_classes: K.

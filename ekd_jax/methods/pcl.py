@@ -50,7 +50,7 @@ def pcl(
 
   Args:
     families: of each peer.
-    members: the peers. Equal ones share all but their last stage.
+    members: the peers. Equal ones share low layers, see `peers`.
     optimizer: for all parameters.
     num_classes: K.
     temperature: of both distillation terms, > 0.

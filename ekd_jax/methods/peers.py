@@ -1,8 +1,9 @@
 """Networks side by side of which equal ones share their low layers.
 
 FFL and PCL train several networks at once. Where all of them are the same
-network they have everything but the last stage in common; where they differ,
-in width or in kind, they have nothing in common.
+network they have everything but the last stage in common (of EfficientNets and
+networks of users the stem only); where they differ, in width or in kind, they
+have nothing in common.
 """
 
 from collections.abc import Mapping, Sequence

@@ -153,6 +153,15 @@ MISTAKES = [
     "--crop-padding was given with --dataset folder",
   ),
   (
+    "--dataset folder --data-dir . --crop-fill reflect",
+    "--crop-fill reflect was given with --dataset folder",
+  ),
+  (
+    "--learning-rate-drops .5 --learning-rate-drop-every 3",
+    "--learning-rate-drops and --learning-rate-drop-every were both given",
+  ),
+  ("--network .x:family", "--network .x:family is not known"),
+  (
     "--dataset imagenet --data-dir . --download",
     "--download was given with --dataset imagenet",
   ),

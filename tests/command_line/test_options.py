@@ -171,6 +171,15 @@ def test_what_is_trained_alone_has_the_members_and_no_method():
   assert (alone.method, alone.epochs, alone.views) == ("solo", 9, None)
 
 
+def test_drops_that_are_given_take_the_place_of_an_experiment_s_own():
+  defaults = Config(learning_rate_drop_every=3, crop_padding=30)
+  config = _parse("--learning-rate-drops .5", defaults)
+  assert config.learning_rate_drop_every is None
+  assert _parse("", defaults).learning_rate_drop_every == 3
+  assert _parse("", defaults).crop_padding == 30
+  assert _parse("--image-size 64", defaults).crop_padding is None
+
+
 def test_quick_changes_what_is_not_given():
   quick = _parse("--quick")
   assert (quick.dataset, quick.depth) == ("digits", 8)

@@ -126,3 +126,30 @@ def test_one_class_is_not_enough(tmp_path):
 
 def test_no_directory():
   assert "needs --data-dir DIR" in message(None)
+
+
+def test_an_empty_line_of_a_label_file_says_nothing(tiny_imagenet):
+  before = folder.read(tiny_imagenet).test
+  with (tiny_imagenet / "val" / "val_annotations.txt").open("a") as file:
+    file.write("\n")
+  after = folder.read(tiny_imagenet).test
+  assert list(after.files) == list(before.files)
+
+
+def test_a_label_file_without_images_or_of_another_code(tiny_imagenet):
+  labels = tiny_imagenet / "val" / "val_annotations.txt"
+  (tiny_imagenet / "val" / "images").rename(tiny_imagenet / "elsewhere")
+  assert "images/ is not: put the images of its lines there" in message(
+    tiny_imagenet
+  )
+  (tiny_imagenet / "elsewhere").rename(tiny_imagenet / "val" / "images")
+  labels.write_bytes(b"val_0.JPEG\t\xff\n")
+  assert "val_annotations.txt cannot be read" in message(tiny_imagenet)
+
+
+def test_hidden_files_and_folders_are_no_images(root):
+  before = folder.read(root).train
+  name = next(iter(before.files)).split("/")[0]
+  write(root / "train" / name / "._0.png")
+  write(root / "train" / name / ".cache" / "0.png")
+  assert list(folder.read(root).train.files) == list(before.files)

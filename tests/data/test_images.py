@@ -1,6 +1,8 @@
 """Image files of every kind, and the views that networks are given."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -55,6 +57,40 @@ def test_every_kind_becomes_rgb(image, form, expected):
 )
 def test_more_than_8_bits_are_refused(number, form):
   content = encoded(Image.fromarray(np.full((2, 3), 40000, number)), form)
+  with pytest.raises(images.BrokenImageError, match="more than 8 bits"):
+    images.decode(content)
+
+
+def png_of_16_bits(colour_type, channels):
+  """By hand: Pillow cannot write one in colour."""
+
+  def chunk(kind, data):
+    body = kind + data
+    return (
+      struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+    )
+
+  header = struct.pack(">IIBBBBB", 3, 2, 16, colour_type, 0, 0, 0)
+  row = b"\0" + np.full(3 * channels, 300, ">u2").tobytes()
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", header)
+    + chunk(b"IDAT", zlib.compress(2 * row))
+    + chunk(b"IEND", b"")
+  )
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    png_of_16_bits(2, 3),
+    png_of_16_bits(4, 2),
+    png_of_16_bits(6, 4),
+    b"P6 3 2 65535\n" + np.full(18, 300, ">u2").tobytes(),
+  ],
+  ids=["RGB", "grey and alpha", "RGBA", "PPM"],
+)
+def test_colours_of_16_bits_are_refused_and_not_cut(content):
   with pytest.raises(images.BrokenImageError, match="more than 8 bits"):
     images.decode(content)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import pickle
+import shutil
 
 import pytest
 import tensorflow_datasets as tfds
@@ -120,3 +121,25 @@ def test_another_number_of_classes_than_before_is_refused(prepared):
   info = dataclasses.replace(data.info("imagenet"), num_classes=999)
   with pytest.raises(UserError, match="has 1000 classes and --num-classes"):
     large.load(info, prepared)
+
+
+def test_a_damaged_preparation_is_told_in_one_line(prepared, tmp_path):
+  shutil.copytree(prepared, tmp_path / "tfds")
+  (version,) = (tmp_path / "tfds" / "imagenet2012").iterdir()
+  for file in version.glob("*features.json"):
+    file.unlink()
+  with pytest.raises(UserError, match="cannot be read as the imagenet2012"):
+    large.find("imagenet", tmp_path / "tfds")
+
+
+def test_a_record_that_cannot_be_read_is_a_broken_file(prepared):
+  train, _, _ = large.find("imagenet", prepared)
+
+  class Damaged:
+    def __getitem__(self, index):
+      raise RuntimeError("checksum")
+
+  train.__dict__["_source"] = Damaged()
+  with pytest.raises(OSError, match="record cannot be read: checksum"):
+    train.read(0)
+  assert train.name(3).startswith("record 3 of train in ")

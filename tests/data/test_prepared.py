@@ -198,6 +198,6 @@ def test_examples_that_do_not_belong(field, value, message):
       examples[3][field] = value
       return examples
 
-  with pytest.raises(prepared._DAMAGE) as caught:
+  with pytest.raises(prepared.DAMAGE) as caught:
     prepared._in_official_order(Source(), "train", 40, 100)
   assert message in f"{type(caught.value).__name__}: {caught.value}"
